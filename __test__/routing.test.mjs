@@ -1,0 +1,19 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import { startCluster, synced, textOf, until } from './support/cluster.mjs';
+
+test('a client may knock at any door: one document in memory, equal text everywhere', async (t) => {
+  const cluster = await startCluster(t, 3);
+  const name = cluster.nameOwnedBy(cluster.nodes[1]);
+  const providers = cluster.nodes.map((node) => cluster.connect(node, name));
+  await Promise.all(providers.map(synced));
+  providers.forEach((provider, index) => provider.document.getText('text').insert(0, `<${index}>`));
+  await until(
+    () => providers.every((provider) => textOf(provider).length === 9),
+    'every edit reached every client',
+  );
+  assert.equal(new Set(providers.map(textOf)).size, 1);
+  assert.deepEqual(cluster.holders(name), ['node-2']);
+  await Promise.all(providers.map(synced));
+});

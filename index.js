@@ -1,0 +1,2 @@
+export { SmartRoute } from './js/smart-route.js';
+export { SmartRouteError } from './js/errors.js';

@@ -1,0 +1,4 @@
+//! Pure cluster state: no I/O, no clock, no napi.
+
+pub mod ring;
+pub mod view;

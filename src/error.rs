@@ -1,0 +1,16 @@
+//! The one error enum of the core. Link and handshake failures never reach JavaScript as errors:
+//! they are records, because nobody called anything.
+
+/// Why a call from the shim failed. No state has changed in any case.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The shim passed something that is not the JSON it should be: a bug in the shim.
+    #[error("malformed settings: {0}")]
+    Settings(#[from] serde_json::Error),
+    /// A descriptor cannot be taken over.
+    #[error("cannot take the socket over: {0}")]
+    Takeover(#[from] std::io::Error),
+    /// The node was destroyed.
+    #[error("this node was destroyed")]
+    Destroyed,
+}
