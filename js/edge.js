@@ -200,7 +200,8 @@ export class EdgeSocket {
       this.#lastHead = data.slice(0, end);
       this.#lastRoute = this.#routeOf(documentOf(this.#lastAddress));
     }
-    const route = /** @type {Route} */ (this.#lastRoute);
+    const route = this.#lastRoute;
+    if (route === null) return;
     if (route.local) {
       this.#edge.frames.local++;
       this.#local.handleMessage(data);
@@ -352,6 +353,8 @@ export class EdgeSocket {
       }
       return;
     }
+    // Routing it has just closed the socket.
+    if (this.#closed) return;
     if (!this.#authenticated.has(address) && !this.#admit(address, type, data.length)) return;
     if (route.held !== null) {
       if (!this.#fits(route, data)) return;

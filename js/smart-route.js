@@ -374,6 +374,11 @@ export class SmartRoute extends EventEmitter {
     return { ...(this.#edge?.frames ?? { local: 0, proxied: 0 }) };
   }
 
+  /** Links of this node with their counters, since the start. */
+  getLinkStats() {
+    return this.#core === undefined || this.#destroyed ? [] : this.#core.stats().links;
+  }
+
   async addClusterNode(node) {
     this.#requireAlive();
     const resolved = resolveClusterNode(node, 'node');

@@ -22,6 +22,9 @@ use crate::link::upgrade::{self, UpgradeError};
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
+/// A peer that cannot be reached is logged after so long.
+const GRACE: Duration = Duration::from_secs(3);
+
 /// A link that lived so long starts over with the shortest pause.
 const STABLE: Duration = Duration::from_secs(10);
 
@@ -101,6 +104,12 @@ impl Coordinator {
                     return;
                 }
                 self.members.remove(&id);
+                // Its own links to this node end too; it may not open them again.
+                for link in self.core.links() {
+                    if link.side == Side::Acceptor && link.peer == id {
+                        link.stop.cancel();
+                    }
+                }
                 self.removed.insert(id);
             }
             Command::Met { peer, answer } => {
@@ -154,11 +163,12 @@ impl Coordinator {
         if self.own.is_none() {
             return;
         }
-        if self.listening && self.core.settings.enforce_routing {
-            self.dial_all();
-        }
-        let before = self.core.snapshot.load();
-        if before.view.members == self.members {
+        let dials = self.listening && self.core.settings.enforce_routing && self.dial_all();
+        if self.core.snapshot.load().view.members == self.members {
+            // The same view with other links: JavaScript takes their numbers with it.
+            if dials {
+                self.core.inbox.push(kind::VIEW, 0, 0, &[]);
+            }
             return;
         }
         self.epoch += 1;
@@ -172,8 +182,9 @@ impl Coordinator {
         self.core.inbox.push(kind::VIEW, 0, 0, &[]);
     }
 
-    /// One dialing task per other member; none for those that left or moved.
-    fn dial_all(&mut self) {
+    /// One dialing task per other member; none for those that left or moved. Whether any link was
+    /// added or removed.
+    fn dial_all(&mut self) -> bool {
         let own = self.own.as_ref().map(|own| own.id.clone());
         let gone: Vec<String> = self
             .dials
@@ -185,6 +196,7 @@ impl Coordinator {
             })
             .map(|(id, _)| id.clone())
             .collect();
+        let mut changed = !gone.is_empty();
         for id in gone {
             if let Some(dial) = self.dials.remove(&id) {
                 dial.stop.cancel();
@@ -211,7 +223,9 @@ impl Coordinator {
             );
             self.core.spawn(task);
             self.dials.insert(member.id.clone(), dial);
+            changed = true;
         }
+        changed
     }
 }
 
@@ -224,12 +238,16 @@ async fn keep_dialing(
     stop: CancellationToken,
 ) {
     let mut backoff = MIN_BACKOFF;
+    let mut down_since = Instant::now();
     loop {
         let began = Instant::now();
-        tokio::select! {
+        let was_up = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            () = once(&core, &link, &address, port, &stop) => {}
+            was_up = once(&core, &link, &address, port, down_since, &stop) => was_up,
+        };
+        if was_up {
+            down_since = Instant::now();
         }
         if began.elapsed() > STABLE {
             backoff = MIN_BACKOFF;
@@ -248,7 +266,15 @@ async fn keep_dialing(
     }
 }
 
-async fn once(core: &Arc<Core>, link: &Link, address: &str, port: u16, stop: &CancellationToken) {
+/// One attempt; whether the link was up.
+async fn once(
+    core: &Arc<Core>,
+    link: &Link,
+    address: &str,
+    port: u16,
+    down_since: Instant,
+    stop: &CancellationToken,
+) -> bool {
     let attempt = async {
         let (mut reader, writer) = connect(core, address, port).await?;
         let identity = core.identity.load_full();
@@ -262,15 +288,18 @@ async fn once(core: &Arc<Core>, link: &Link, address: &str, port: u16, stop: &Ca
     let (reader, writer, challenge, buffer) = match result {
         Ok(established) => established,
         Err(error) => {
-            let key = format!("dial {} {}", link.peer, error.code());
-            let host = authority(address, port);
-            let message = format!("no link to {} at {host}: {error}", link.peer);
-            core.log("warn", &key, &message);
+            // Nodes of a cluster never start at the same moment: that is no news.
+            if error.code() != "unreachable" || down_since.elapsed() > GRACE {
+                let key = format!("dial {} {}", link.peer, error.code());
+                let host = authority(address, port);
+                let message = format!("no link to {} at {host}: {error}", link.peer);
+                core.log("warn", &key, &message);
+            }
             link.expire(
                 core.settings.patience(),
                 &format!("SmartRoute: no link to {}, reconnect", link.peer),
             );
-            return;
+            return false;
         }
     };
     let _ = core.request(Command::Reached(challenge.node.clone()));
@@ -284,6 +313,7 @@ async fn once(core: &Arc<Core>, link: &Link, address: &str, port: u16, stop: &Ca
         let message = format!("the link to {} was lost: {error}", link.peer);
         core.log("warn", &key, &message);
     }
+    true
 }
 
 async fn connect(

@@ -164,6 +164,8 @@ pub struct Link {
     pub side: Side,
     /// Counters.
     pub traffic: Traffic,
+    /// Ends this link alone.
+    pub stop: CancellationToken,
     inbox: Arc<Inbox>,
     started: Instant,
     // std's Mutex: the JavaScript thread and the link's task take turns; held for encoding and one
@@ -188,6 +190,7 @@ impl Link {
             peer,
             side,
             traffic: Traffic::default(),
+            stop: CancellationToken::new(),
             inbox,
             started,
             state: Mutex::new(State {
@@ -339,6 +342,7 @@ impl Link {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break LinkError::Shutdown,
+                () = self.stop.cancelled() => break LinkError::Shutdown,
                 read = read => match read {
                     Ok(0) => break LinkError::Closed,
                     Ok(count) => {

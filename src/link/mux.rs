@@ -26,8 +26,9 @@ pub const OUT_HIGH: usize = 256 * 1024;
 /// Largest message a stream carries; what would be longer closes the stream with 1009.
 pub const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
-/// A stream takes another message while less than this waits in its queue. One message of any
-/// allowed size always fits; past that the stream is closed, as its reader is too slow.
+/// A stream takes another message while less than this waits in its queue, its longest message not
+/// counted: a large document under way must not make the next keystroke one too many. Past that the
+/// stream is closed, as its reader is too slow.
 pub const STREAM_QUEUE: usize = 16 * 1024 * 1024;
 
 /// The same for all streams of a link together.
@@ -101,6 +102,8 @@ struct Stream {
     /// Messages that wait for credit or for room in the out-buffer.
     queue: VecDeque<Queued>,
     queued: usize,
+    /// Longest message that was queued since the queue was empty.
+    longest: usize,
     /// Whether the stream stands in `Mux::ready`.
     ready: bool,
     /// Close once the queue is sent.
@@ -122,6 +125,7 @@ impl Stream {
             credit: WINDOW,
             queue: VecDeque::new(),
             queued: 0,
+            longest: 0,
             ready: false,
             ending: None,
             partial: BytesMut::new(),
@@ -298,7 +302,8 @@ impl Mux {
         if stream.ending.is_some() {
             return;
         }
-        let full = stream.queued >= STREAM_QUEUE || self.queued >= LINK_QUEUE;
+        let full = stream.queued.saturating_sub(stream.longest) >= STREAM_QUEUE
+            || self.queued >= LINK_QUEUE;
         if full || bytes.len() > MAX_MESSAGE {
             let (code, reason) = if full {
                 (close::OVERLOADED, "SmartRoute: queue full, reconnect")
@@ -309,6 +314,10 @@ impl Mux {
             sink.closed(id, code, reason);
             return;
         }
+        if stream.queue.is_empty() {
+            stream.longest = 0;
+        }
+        stream.longest = stream.longest.max(bytes.len());
         stream.queued += bytes.len();
         self.queued += bytes.len();
         stream.queue.push_back(Queued { kind, bytes });
@@ -765,7 +774,7 @@ mod tests {
         let message = vec![0; 1 << 20];
         for _ in 0..40 {
             pair.owner.send(1, 0, &message, &mut none);
-            assert!(pair.owner.backlog() <= STREAM_QUEUE + message.len() + OUT_HIGH);
+            assert!(pair.owner.backlog() <= STREAM_QUEUE + 2 * message.len() + OUT_HIGH);
         }
         assert_eq!(
             none.0,
@@ -781,6 +790,19 @@ mod tests {
             pair.at_edge.0.last(),
             Some(Event::Closed(1, close::OVERLOADED, _))
         ));
+    }
+
+    #[test]
+    fn a_keystroke_behind_a_large_document_is_not_one_too_many() {
+        let mut pair = Pair::new();
+        let mut none = Seen::default();
+        pair.edge.open(1, T);
+        pair.edge.send(1, 0, b"before", &mut none);
+        pair.edge.send(1, 0, &vec![3; STREAM_QUEUE * 2], &mut none);
+        pair.edge.send(1, 0, b"after", &mut none);
+        assert!(none.0.is_empty());
+        pair.settle();
+        assert_eq!(pair.at_owner.0.len(), 4);
     }
 
     #[test]
