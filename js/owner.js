@@ -56,6 +56,7 @@ export class Owner {
 /** The WebSocket that Hocuspocus sees. */
 class StreamSocket {
   #stream;
+  /** @type {number} */
   readyState = Ready.Open;
   binaryType = 'arraybuffer';
 
@@ -80,7 +81,7 @@ class OwnerStream {
   #stream;
   #gone;
   #socket = new StreamSocket(this);
-  /** Hocuspocus' connection, once the socket's description has come. */
+  /** Hocuspocus' connection, once the socket's description has come. @type {any} */
   #connection = null;
   /** Head of the last frame that was let through: most frames are for the same document. */
   #lastHead = NO_HEAD;

@@ -136,7 +136,7 @@ export class Router {
     const ring = 'the ring decides instead';
     let answer;
     try {
-      answer = /** @type {NonNullable<typeof this.#custom>} */ (this.#custom)(name, this.#nodes);
+      answer = /** @type {import('../index.js').CustomRoutingFunction} */ (this.#custom)(name, this.#nodes);
     } catch (error) {
       this.#warn('custom-threw', `customRoutingFunction threw (${error}); ${ring}`);
       return null;

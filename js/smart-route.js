@@ -260,11 +260,8 @@ export class SmartRoute extends EventEmitter {
   }
 
   #connectLocally(socket, request, context) {
-    return /** @type {NonNullable<typeof this.#connect>} */ (this.#connect)(
-      socket,
-      request,
-      context ?? {},
-    );
+    const connect = /** @type {(socket: any, request: Request, context?: unknown) => any} */ (this.#connect);
+    return connect(socket, request, context ?? {});
   }
 
   destroy() {

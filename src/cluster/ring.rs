@@ -121,7 +121,7 @@ mod tests {
             "\u{1F600}".as_bytes(),
             &long,
         ] {
-            assert_eq!(ring.owner(name), ring.owner(&name.to_vec()));
+            assert_eq!(ring.owner(name), Ring::owner(&ring.clone(), name));
             assert!(ring.owner(name).is_some());
         }
     }

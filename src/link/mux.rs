@@ -34,6 +34,12 @@ pub const STREAM_QUEUE: usize = 16 * 1024 * 1024;
 /// The same for all streams of a link together.
 pub const LINK_QUEUE: usize = 512 * 1024 * 1024;
 
+/// Most streams one link carries: far above the sockets a node can hold.
+pub const MAX_STREAMS: usize = 1 << 18;
+
+/// What a queued message costs beside its bytes, so that a queue of empty ones is bounded too.
+const MESSAGE_COST: usize = 64;
+
 /// Close codes the mux itself gives. All but 1009 are retried by every provider.
 pub mod close {
     /// A message exceeds [`super::MAX_MESSAGE`].
@@ -71,6 +77,12 @@ pub enum Violation {
     /// OPEN from the side that does not open, or of an id used before.
     #[error("stream {0} opened out of turn")]
     Open(u32),
+    /// More streams than a link carries.
+    #[error("more than {MAX_STREAMS} streams")]
+    Streams,
+    /// The peer asks and asks, and reads no answer.
+    #[error("pings without reading the answers")]
+    Flood,
     /// A frame for a stream that was never opened.
     #[error("frame for stream {0}, which was never opened")]
     UnknownStream(u32),
@@ -93,7 +105,7 @@ struct Queued {
 
 #[derive(Debug)]
 struct Stream {
-    /// OPEN has been written (dialer) or received (acceptor).
+    /// OPEN was encoded (dialer) or received (acceptor).
     opened: bool,
     /// When the stream was opened here; bounds how long it waits for its link.
     since: Duration,
@@ -148,6 +160,8 @@ pub struct Mux {
     out: BytesMut,
     /// Bytes in all queues.
     queued: usize,
+    /// Bytes in all messages that are not whole yet.
+    partial: usize,
     /// Highest stream id opened so far; ids at or below it that are unknown were closed.
     last: u32,
     /// Times a stream had something to send and no credit, for metrics.
@@ -165,6 +179,7 @@ impl Mux {
             ready: VecDeque::new(),
             out: BytesMut::new(),
             queued: 0,
+            partial: 0,
             last: 0,
             stalls: 0,
         }
@@ -176,9 +191,22 @@ impl Mux {
         let mut waiting: Vec<u32> = self.streams.keys().copied().collect();
         waiting.sort_unstable();
         for id in waiting {
+            self.announce(id);
             self.schedule(id);
         }
         self.pump();
+    }
+
+    /// Tells the peer of a stream. In the order of ids, and so before anything is sent on any of
+    /// them: a later stream may well speak first.
+    fn announce(&mut self, id: u32) {
+        if let Some(stream) = self.streams.get_mut(&id)
+            && self.connected
+            && !stream.opened
+        {
+            stream.opened = true;
+            frame::encode(&Frame::Open { stream: id }, &mut self.out);
+        }
     }
 
     /// The connection is lost: every stream the peer knew of is gone; those it never heard of wait
@@ -223,6 +251,7 @@ impl Mux {
     fn forget(&mut self, id: u32) {
         if let Some(stream) = self.streams.remove(&id) {
             self.queued -= stream.queued;
+            self.partial -= stream.partial.len();
         }
     }
 
@@ -231,6 +260,7 @@ impl Mux {
         debug_assert!(self.side == Side::Dialer && id > self.last);
         self.last = id;
         self.streams.insert(id, Stream::new(now, false));
+        self.announce(id);
     }
 
     /// Sends a message, or queues it. Messages of one stream never overtake each other. A message
@@ -239,7 +269,6 @@ impl Mux {
         if self.direct(id, bytes.len()) {
             let stream = self.streams.get_mut(&id).expect("direct checked it");
             stream.credit -= bytes.len() as u32;
-            Self::announce(stream, id, &mut self.out);
             encode_data(id, kind, true, bytes, &mut self.out);
         } else {
             self.enqueue(id, kind, Bytes::copy_from_slice(bytes), sink);
@@ -263,7 +292,6 @@ impl Mux {
             for &id in batch {
                 let stream = self.streams.get_mut(&id).expect("could_send checked it");
                 stream.credit -= bytes.len() as u32;
-                Self::announce(stream, id, &mut self.out);
                 list.extend_from_slice(&id.to_be_bytes());
             }
             let streams = &list[..];
@@ -284,15 +312,6 @@ impl Mux {
                     && stream.ending.is_none()
                     && stream.credit as usize >= length
             })
-    }
-
-    /// OPEN goes out before the first frame of a stream, so that a stream opened while the link
-    /// was down costs nothing until there is something to say.
-    fn announce(stream: &mut Stream, id: u32, out: &mut BytesMut) {
-        if !stream.opened {
-            stream.opened = true;
-            frame::encode(&Frame::Open { stream: id }, out);
-        }
     }
 
     fn enqueue(&mut self, id: u32, kind: u8, bytes: Bytes, sink: &mut impl Sink) {
@@ -318,8 +337,8 @@ impl Mux {
             stream.longest = 0;
         }
         stream.longest = stream.longest.max(bytes.len());
-        stream.queued += bytes.len();
-        self.queued += bytes.len();
+        stream.queued += bytes.len() + MESSAGE_COST;
+        self.queued += bytes.len() + MESSAGE_COST;
         stream.queue.push_back(Queued { kind, bytes });
         self.schedule(id);
         self.pump();
@@ -405,10 +424,10 @@ impl Mux {
             if last {
                 stream.queue.pop_front();
             }
+            let freed = if last { length + MESSAGE_COST } else { length };
             stream.credit -= length as u32;
-            stream.queued -= length;
-            self.queued -= length;
-            Self::announce(stream, id, &mut self.out);
+            stream.queued -= freed;
+            self.queued -= freed;
             encode_data(id, kind, last, &chunk, &mut self.out);
             if stream.queue.is_empty()
                 && let Some((code, reason)) = stream.ending.take()
@@ -434,6 +453,9 @@ impl Mux {
             Frame::Open { stream } => {
                 if self.side == Side::Dialer || stream <= self.last {
                     return Err(Violation::Open(stream));
+                }
+                if self.streams.len() >= MAX_STREAMS {
+                    return Err(Violation::Streams);
                 }
                 self.last = stream;
                 self.streams.insert(stream, Stream::new(now, true));
@@ -482,7 +504,12 @@ impl Mux {
                     self.pump();
                 }
             }
-            Frame::Ping(number) => frame::encode(&Frame::Pong(number), &mut self.out),
+            Frame::Ping(number) => {
+                if self.out.len() > 2 * OUT_HIGH {
+                    return Err(Violation::Flood);
+                }
+                frame::encode(&Frame::Pong(number), &mut self.out);
+            }
             // The connection takes these before the mux sees them.
             Frame::Pong(_) | Frame::View { .. } => {}
             Frame::Hello(_)
@@ -511,13 +538,19 @@ impl Mux {
         receive_bytes(stream, id, bytes.len())?;
         let whole = last && stream.partial.is_empty();
         if !whole {
-            if stream.partial.len() + bytes.len() > MAX_MESSAGE {
-                let reason = "SmartRoute: message too big";
-                self.abort(id, close::TOO_BIG, reason);
-                sink.closed(id, close::TOO_BIG, reason);
+            let too_big = stream.partial.len() + bytes.len() > MAX_MESSAGE;
+            if too_big || self.partial + bytes.len() > LINK_QUEUE {
+                let (code, reason) = if too_big {
+                    (close::TOO_BIG, "SmartRoute: message too big")
+                } else {
+                    (close::OVERLOADED, "SmartRoute: link full, reconnect")
+                };
+                self.abort(id, code, reason);
+                sink.closed(id, code, reason);
                 return Ok(());
             }
             stream.partial.extend_from_slice(bytes);
+            self.partial += bytes.len();
         }
         if last {
             stream.partial_kind = None;
@@ -525,6 +558,7 @@ impl Mux {
                 sink.message(id, kind, bytes);
             } else {
                 let message = std::mem::take(&mut stream.partial);
+                self.partial -= message.len();
                 sink.message(id, kind, &message);
             }
         }
