@@ -12,6 +12,7 @@ import { Edge } from './edge.js';
 import { SmartRouteError, codes } from './errors.js';
 import { LinkSockets, answerPlain, dialsThroughPipe, isOurs } from './link-sockets.js';
 import { Log } from './log.js';
+import { loadNative } from './native.js';
 import { requireSecret, resolveClusterNode, resolveOptions } from './options.js';
 import { Owner } from './owner.js';
 import { ContextCodec } from './request.js';
@@ -60,6 +61,8 @@ export class SmartRoute extends EventEmitter {
   constructor(configuration) {
     super();
     this.#options = resolveOptions(configuration);
+    // A platform without a binary is told so here, where the application can still react.
+    loadNative();
     this.#nodeId = this.#options.nodeId;
     this.#seeds = new Map(this.#options.clusterNodes.map((node) => [node.id, node]));
     this.#log = new Log(this.#options.logger, this.#options.debugMode, (warning) => {
@@ -234,7 +237,12 @@ export class SmartRoute extends EventEmitter {
 
   #nextView() {
     return new Promise((resolve) => {
-      this.#awaitingView.push(() => resolve(undefined));
+      // The core's wake-ups do not keep a process alive; somebody who waits for one does.
+      const alive = setInterval(() => {}, 60_000);
+      this.#awaitingView.push(() => {
+        clearInterval(alive);
+        resolve(undefined);
+      });
     });
   }
 

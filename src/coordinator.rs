@@ -22,6 +22,9 @@ use crate::link::upgrade::{self, UpgradeError};
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
+/// How often waiting streams are looked at.
+const EXPIRY: Duration = Duration::from_millis(200);
+
 /// A peer that cannot be reached is logged after so long.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -256,7 +259,7 @@ async fn keep_dialing(
         // Waits in short steps, so that streams do not outwait their limit by a backoff.
         let until = Instant::now() + backoff.mul_f64(rand::random_range(0.5..1.0));
         while Instant::now() < until {
-            let step = (until - Instant::now()).min(Duration::from_millis(200));
+            let step = (until - Instant::now()).min(EXPIRY);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(step) => link.expire(core.settings.patience(), &reason),
@@ -283,8 +286,14 @@ async fn once(
             upgrade::dial(&mut reader, &writer, &host, &identity, &link.peer).await?;
         Ok::<_, UpgradeError>((reader, writer, challenge, buffer))
     };
-    let outcome = timeout(upgrade::TIMEOUT, attempt).await;
-    let result = outcome.unwrap_or(Err(UpgradeError::TimedOut));
+    let reason = format!("SmartRoute: no link to {}, reconnect", link.peer);
+    let waiting = expiring(core, link, &reason);
+    let result = tokio::select! {
+        outcome = timeout(upgrade::TIMEOUT, attempt) => {
+            outcome.unwrap_or(Err(UpgradeError::TimedOut))
+        }
+        () = waiting => unreachable!("it never ends"),
+    };
     let (reader, writer, challenge, buffer) = match result {
         Ok(established) => established,
         Err(error) => {
@@ -314,6 +323,14 @@ async fn once(
         core.log("warn", &key, &message);
     }
     true
+}
+
+/// Ends streams that have waited too long, while an attempt is under way.
+async fn expiring(core: &Core, link: &Link, reason: &str) {
+    loop {
+        sleep(EXPIRY).await;
+        link.expire(core.settings.patience(), reason);
+    }
 }
 
 async fn connect(

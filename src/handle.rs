@@ -22,8 +22,10 @@ use crate::link::mux::{Side, Sink, close};
 use crate::link::pipe::{Pipe, PipeEvents};
 use crate::link::upgrade::{self, UpgradeError};
 
-/// Handshakes under way at once from peers that have not proved anything yet. More wait.
-const MAX_HANDSHAKES: usize = 64;
+/// Handshakes under way at once from peers that have not proved anything yet; each may hold some
+/// kilobytes for `upgrade::TIMEOUT`. More wait, so the number is large: whoever says nothing must not
+/// keep a node out.
+const MAX_HANDSHAKES: usize = 1024;
 
 /// Requests to the coordinator. The channel holds 256; a full one makes the asker wait, or a
 /// synchronous asker retry.
@@ -243,15 +245,10 @@ impl Core {
         let core = Arc::clone(self);
         let head = BytesMut::from(head);
         self.runtime.spawn(async move {
-            tokio::select! {
-                () = core.stop.cancelled() => {}
-                result = core.serve(reader, writer, head, loopback) => {
-                    if let Err(error) = result {
-                        core.refused.fetch_add(1, Ordering::Relaxed);
-                        let key = format!("accept {}", error.code());
-                        core.log("warn", &key, &format!("a link was refused: {error}"));
-                    }
-                }
+            if let Err(error) = core.serve(reader, writer, head, loopback).await {
+                core.refused.fetch_add(1, Ordering::Relaxed);
+                let key = format!("accept {}", error.code());
+                core.log("warn", &key, &format!("a link was refused: {error}"));
             }
         });
     }
@@ -264,12 +261,19 @@ impl Core {
         loopback: bool,
     ) -> Result<(), UpgradeError> {
         let identity = self.identity.load_full();
-        let permit = self.handshakes.acquire().await;
-        let handshake = upgrade::accept(&mut reader, &writer, &mut buffer, &identity, loopback);
-        let acceptor = timeout(upgrade::TIMEOUT, handshake)
-            .await
-            .map_err(|_| UpgradeError::TimedOut)??;
-        drop(permit);
+        let handshake = async {
+            let _permit = self.handshakes.acquire().await;
+            let handshake = upgrade::accept(&mut reader, &writer, &mut buffer, &identity, loopback);
+            timeout(upgrade::TIMEOUT, handshake)
+                .await
+                .map_err(|_| UpgradeError::TimedOut)?
+        };
+        // Only up to here: an open link ends by itself, and has things to tidy up.
+        let acceptor = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Ok(()),
+            acceptor = handshake => acceptor?,
+        };
         let peer = acceptor.peer.node.clone();
         if let Err(refusal) = self.admit(peer.clone()).await {
             upgrade::refuse(&writer, &refusal).await;

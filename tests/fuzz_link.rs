@@ -316,7 +316,7 @@ fn random_bytes_are_split_or_refused_within_the_limit() {
 #[test]
 fn a_mux_takes_any_frames_and_stays_within_its_windows() {
     let mut violations = 0;
-    for seed in 0..1_500 {
+    for seed in 0..500 {
         let mut random = StdRng::seed_from_u64(seed);
         let side = if seed % 3 == 0 {
             Side::Dialer
@@ -392,8 +392,8 @@ fn a_mux_takes_any_frames_and_stays_within_its_windows() {
         assert!(more < 4096, "seed {seed}: {more} bytes leaked");
     }
     assert!(
-        (100..1_500).contains(&violations),
-        "{violations} of 1500 ended by violation"
+        (50..500).contains(&violations),
+        "{violations} of 500 ended by violation"
     );
 }
 
@@ -446,7 +446,7 @@ fn numbered(stream: u32, number: u32, length: usize) -> Vec<u8> {
 #[test]
 fn two_honest_muxes_never_offend_each_other() {
     let mut messages = 0;
-    for seed in 0..150 {
+    for seed in 0..60 {
         let mut random = StdRng::seed_from_u64(1_000_000 + seed);
         let (mut edge, mut owner) = (Mux::new(Side::Dialer), Mux::new(Side::Acceptor));
         let numbering = || Watch {
@@ -556,7 +556,7 @@ fn two_honest_muxes_never_offend_each_other() {
         }
         messages += at_edge.messages + at_owner.messages;
     }
-    assert!(messages > 5_000, "only {messages} messages");
+    assert!(messages > 1_500, "only {messages} messages");
 }
 
 fn identity(id: &str) -> Identity {
@@ -584,7 +584,7 @@ fn identity(id: &str) -> Identity {
 #[test]
 fn a_handshake_with_a_bent_word_never_passes() {
     let (a, b) = (identity("a"), identity("b"));
-    for seed in 0..20_000 {
+    for seed in 0..4_000 {
         let mut random = StdRng::seed_from_u64(2_000_000 + seed);
         let dialer = Dialer::new(&a, "b", random.random());
         let mut hello = dialer.hello().to_vec();
