@@ -44,6 +44,9 @@ pub enum LinkError {
     Shutdown,
 }
 
+/// Room for one read.
+const READ: usize = 32 * 1024;
+
 /// When to ask a peer whether it is there, and when to stop waiting.
 #[derive(Debug, Clone, Copy)]
 pub struct KeepAlive {
@@ -337,6 +340,8 @@ impl Link {
         let error = loop {
             let read = async {
                 self.inbox.room().await;
+                // One turn of a busy peer fits: short reads cost a system call each.
+                buffer.reserve(READ);
                 reader.read_buf(&mut buffer).await
             };
             tokio::select! {
