@@ -17,3 +17,15 @@ test('a client may knock at any door: one document in memory, equal text everywh
   assert.deepEqual(cluster.holders(name), ['node-2']);
   await Promise.all(providers.map(synced));
 });
+
+test('a name of any length is a name, also where its length prefix starts with 0xff', async (t) => {
+  const cluster = await startCluster(t, 2);
+  for (const length of [1, 127, 128, 255, 383, 5_000]) {
+    for (const owner of cluster.nodes) {
+      const name = cluster.nameOwnedBy(owner, 'x'.repeat(Math.max(length - 4, 0))).padEnd(length, '-').slice(0, length);
+      const provider = cluster.connect(cluster.nodes[0], name);
+      await synced(provider);
+      assert.deepEqual(cluster.holders(name), [cluster.nodes[0].smartRoute.getDocumentTargetNode(name).id]);
+    }
+  }
+});

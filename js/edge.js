@@ -161,8 +161,11 @@ export class EdgeSocket {
   #pending = new Map();
   /** Addresses elsewhere that are. @type {Set<string>} */
   #authenticated = new Set();
-  /** The last frame's head, and what it means: most frames are for the same document. */
-  #lastHead = new Uint8Array([0xff]);
+  /**
+   * The last frame's head, and what it means: most frames are for the same document.
+   * @type {Uint8Array | null}
+   */
+  #lastHead = null;
   #lastAddress = '';
   /** @type {Route | null} */
   #lastRoute = null;
@@ -199,9 +202,10 @@ export class EdgeSocket {
       this.#lastAddress = readAddress(data, end);
       this.#lastHead = data.slice(0, end);
       this.#lastRoute = this.#routeOf(documentOf(this.#lastAddress));
+      // Routing it may have closed the socket.
+      if (this.#closed) return;
     }
-    const route = this.#lastRoute;
-    if (route === null) return;
+    const route = /** @type {Route} */ (this.#lastRoute);
     if (route.local) {
       this.#edge.frames.local++;
       this.#local.handleMessage(data);
@@ -345,7 +349,7 @@ export class EdgeSocket {
 
   /** A frame for a document that is not, or not yet, on this node. */
   #elsewhere(route, address, data) {
-    const type = data[this.#lastHead.length];
+    const type = data[/** @type {Uint8Array} */ (this.#lastHead).length];
     if (route.refused !== null) {
       if (type === MessageType.Auth) {
         this.#incoming.send(permissionDenied(address, route.refused));
@@ -353,8 +357,6 @@ export class EdgeSocket {
       }
       return;
     }
-    // Routing it has just closed the socket.
-    if (this.#closed) return;
     if (!this.#authenticated.has(address) && !this.#admit(address, type, data.length)) return;
     if (route.held !== null) {
       if (!this.#fits(route, data)) return;
@@ -372,7 +374,7 @@ export class EdgeSocket {
     this.#routes.delete(route.name);
     if (this.#lastRoute === route) {
       this.#lastRoute = null;
-      this.#lastHead = new Uint8Array([0xff]);
+      this.#lastHead = null;
     }
   }
 
@@ -521,12 +523,13 @@ export class EdgeSocket {
     }
     // Traffic on any document keeps the whole socket alive, as on one server.
     const authenticated = this.#hasAuthenticated;
-    if (this.#spokeAt <= this.#touchedAt && authenticated === this.#touchedAuthenticated) return;
+    const news = authenticated !== this.#touchedAuthenticated;
+    if (this.#spokeAt <= this.#touchedAt && !news) return;
     this.#touchedAt = this.#spokeAt;
     this.#touchedAuthenticated = authenticated;
     this.#local.lastMessageReceivedAt = Math.max(this.#local.lastMessageReceivedAt ?? 0, this.#spokeAt);
     for (const stream of this.#streams.values()) {
-      if (stream.sentAt < this.#spokeAt || authenticated) stream.touch(authenticated);
+      if (stream.sentAt < this.#spokeAt || news) stream.touch(authenticated);
     }
   }
 }

@@ -55,10 +55,10 @@ export function documentOf(address) {
  * Whether a frame starts with the same bytes: the same length prefix and address.
  *
  * @param {Uint8Array} frame
- * @param {Uint8Array} head
+ * @param {Uint8Array | null} head `null` where there is none yet: nothing starts with that
  */
 export function startsWith(frame, head) {
-  if (frame.length < head.length) return false;
+  if (head === null || frame.length < head.length) return false;
   for (let at = 0; at < head.length; at++) {
     if (frame[at] !== head[at]) return false;
   }

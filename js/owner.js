@@ -8,7 +8,6 @@ import { addressEnd, documentOf, readAddress, startsWith } from './frames.js';
 import { readMeta, rebuild } from './request.js';
 
 const decoder = new TextDecoder();
-const NO_HEAD = new Uint8Array([0xff]);
 
 /** Documents a stream can have placed by another node's decision. Real sockets have a handful. */
 const MAX_ATTACHED = 10_000;
@@ -83,8 +82,11 @@ class OwnerStream {
   #socket = new StreamSocket(this);
   /** Hocuspocus' connection, once the socket's description has come. @type {any} */
   #connection = null;
-  /** Head of the last frame that was let through: most frames are for the same document. */
-  #lastHead = NO_HEAD;
+  /**
+   * Head of the last frame that was let through: most frames are for the same document.
+   * @type {Uint8Array | null}
+   */
+  #lastHead = null;
   /** Documents let through because this node owns them. @type {Set<string>} */
   #served = new Set();
   /** Documents let through because their ring owner placed them here. @type {Set<string>} */
