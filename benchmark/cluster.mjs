@@ -1,4 +1,4 @@
-import { freePorts } from './ports.mjs';
+import { freePorts } from '../scripts/lib/ports.mjs';
 import { PrivateRedis } from './redis.mjs';
 import { Child, guard, now, sleep, until } from './rpc.mjs';
 

@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
-import { freePorts } from './ports.mjs';
+import { freePorts } from '../scripts/lib/ports.mjs';
 import { until } from './rpc.mjs';
 
 /** Sends one inline command and returns its reply. A few per trial, so a connection for each will do. */

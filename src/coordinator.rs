@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::cluster::view::{Member, Snapshot, View};
 use crate::handle::{Command, Core};
 use crate::inbox::kind;
-use crate::link::auth::{Refusal, RefusalCode};
+use crate::link::auth::{Challenge, Refusal, RefusalCode};
 use crate::link::connection::{Link, LinkError, Reader, Writer, split_pipe, split_tcp};
 use crate::link::mux::Side;
 use crate::link::upgrade::{self, UpgradeError};
@@ -35,7 +35,6 @@ struct Dial {
     address: String,
     port: u16,
     link: Arc<Link>,
-    stop: CancellationToken,
 }
 
 /// Owns the member list of one node.
@@ -75,7 +74,7 @@ pub async fn run(core: Arc<Core>, mut commands: mpsc::Receiver<Command>) {
         }
     }
     for (_, dial) in coordinator.dials.drain() {
-        dial.stop.cancel();
+        dial.link.stop.cancel();
         coordinator
             .core
             .remove_link(&dial.link, "SmartRoute: this node is shutting down");
@@ -202,7 +201,7 @@ impl Coordinator {
         let mut changed = !gone.is_empty();
         for id in gone {
             if let Some(dial) = self.dials.remove(&id) {
-                dial.stop.cancel();
+                dial.link.stop.cancel();
                 let reason = format!("SmartRoute: {id} left the cluster, reconnect");
                 self.core.remove_link(&dial.link, &reason);
             }
@@ -215,14 +214,12 @@ impl Coordinator {
                 address: member.address.clone(),
                 port: member.link_port(),
                 link: self.core.add_link(member.id.clone(), Side::Dialer),
-                stop: self.core.stop.child_token(),
             };
             let task = keep_dialing(
                 Arc::clone(&self.core),
                 Arc::clone(&dial.link),
                 dial.address.clone(),
                 dial.port,
-                dial.stop.clone(),
             );
             self.core.spawn(task);
             self.dials.insert(member.id.clone(), dial);
@@ -232,104 +229,92 @@ impl Coordinator {
     }
 }
 
-/// Keeps a link to one peer: dials, serves, waits, dials again.
-async fn keep_dialing(
-    core: Arc<Core>,
-    link: Arc<Link>,
-    address: String,
-    port: u16,
-    stop: CancellationToken,
-) {
-    let mut backoff = MIN_BACKOFF;
-    let mut down_since = Instant::now();
-    loop {
-        let began = Instant::now();
-        let was_up = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            was_up = once(&core, &link, &address, port, down_since, &stop) => was_up,
-        };
-        if was_up {
-            down_since = Instant::now();
-        }
-        if began.elapsed() > STABLE {
-            backoff = MIN_BACKOFF;
-        }
-        let reason = format!("SmartRoute: no link to {}, reconnect", link.peer);
-        // Waits in short steps, so that streams do not outwait their limit by a backoff.
-        let until = Instant::now() + backoff.mul_f64(rand::random_range(0.5..1.0));
-        while Instant::now() < until {
-            let step = (until - Instant::now()).min(EXPIRY);
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep(step) => link.expire(core.settings.patience(), &reason),
+/// A socket that has passed the handshake, what the peer said of itself, and bytes read past it.
+type Established = (Reader, Writer, Challenge, BytesMut);
+
+/// Keeps a link to one peer: dials until it is up, serves it, dials again.
+async fn keep_dialing(core: Arc<Core>, link: Arc<Link>, address: String, port: u16) {
+    let dialing = async {
+        let mut pause = Duration::ZERO;
+        loop {
+            let established = tokio::select! {
+                established = establish(&core, &link, &address, port, &mut pause) => established,
+                () = expire(&core, &link) => unreachable!("it never ends"),
+            };
+            let began = Instant::now();
+            serve(&core, &link, established).await;
+            if began.elapsed() > STABLE {
+                pause = MIN_BACKOFF;
             }
         }
-        backoff = (backoff * 2).min(MAX_BACKOFF);
+    };
+    tokio::select! {
+        biased;
+        () = link.stop.cancelled() => {}
+        () = dialing => {}
     }
 }
 
-/// One attempt; whether the link was up.
-async fn once(
+/// Dials until the link is up. `pause` is the time before the next attempt.
+async fn establish(
     core: &Arc<Core>,
     link: &Link,
     address: &str,
     port: u16,
-    down_since: Instant,
-    stop: &CancellationToken,
-) -> bool {
-    let attempt = async {
-        let (mut reader, writer) = connect(core, address, port).await?;
-        let identity = core.identity.load_full();
-        let host = authority(address, port);
-        let (challenge, buffer) =
-            upgrade::dial(&mut reader, &writer, &host, &identity, &link.peer).await?;
-        Ok::<_, UpgradeError>((reader, writer, challenge, buffer))
-    };
+    pause: &mut Duration,
+) -> Established {
+    let down_since = Instant::now();
+    loop {
+        sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+        *pause = (*pause * 2).clamp(MIN_BACKOFF, MAX_BACKOFF);
+        let attempt = timeout(upgrade::TIMEOUT, attempt(core, link, address, port)).await;
+        let error = match attempt.unwrap_or(Err(UpgradeError::TimedOut)) {
+            Ok(established) => return established,
+            Err(error) => error,
+        };
+        // Nodes of a cluster never start at the same moment: that is no news.
+        if error.code() != "unreachable" || down_since.elapsed() > GRACE {
+            let key = format!("dial {} {}", link.peer, error.code());
+            let host = authority(address, port);
+            let message = format!("no link to {} at {host}: {error}", link.peer);
+            core.log("warn", &key, &message);
+        }
+    }
+}
+
+async fn attempt(
+    core: &Arc<Core>,
+    link: &Link,
+    address: &str,
+    port: u16,
+) -> Result<Established, UpgradeError> {
+    let (mut reader, writer) = connect(core, address, port).await?;
+    let identity = core.identity.load_full();
+    let host = authority(address, port);
+    let (challenge, buffer) =
+        upgrade::dial(&mut reader, &writer, &host, &identity, &link.peer).await?;
+    Ok((reader, writer, challenge, buffer))
+}
+
+/// Ends streams that have waited for the link too long.
+async fn expire(core: &Core, link: &Link) {
     let reason = format!("SmartRoute: no link to {}, reconnect", link.peer);
-    let waiting = expiring(core, link, &reason);
-    let result = tokio::select! {
-        outcome = timeout(upgrade::TIMEOUT, attempt) => {
-            outcome.unwrap_or(Err(UpgradeError::TimedOut))
-        }
-        () = waiting => unreachable!("it never ends"),
-    };
-    let (reader, writer, challenge, buffer) = match result {
-        Ok(established) => established,
-        Err(error) => {
-            // Nodes of a cluster never start at the same moment: that is no news.
-            if error.code() != "unreachable" || down_since.elapsed() > GRACE {
-                let key = format!("dial {} {}", link.peer, error.code());
-                let host = authority(address, port);
-                let message = format!("no link to {} at {host}: {error}", link.peer);
-                core.log("warn", &key, &message);
-            }
-            link.expire(
-                core.settings.patience(),
-                &format!("SmartRoute: no link to {}, reconnect", link.peer),
-            );
-            return false;
-        }
-    };
+    loop {
+        sleep(EXPIRY).await;
+        link.expire(core.settings.patience(), &reason);
+    }
+}
+
+async fn serve(core: &Arc<Core>, link: &Link, established: Established) {
+    let (reader, writer, challenge, buffer) = established;
     let _ = core.request(Command::Reached(challenge.node.clone()));
     core.link_up(link, &challenge.node);
-    let error = link
-        .run(reader, writer, buffer, core.keep_alive(), stop)
-        .await;
+    let error = link.run(reader, writer, buffer, core.keep_alive()).await;
     core.link_down(link, &error.to_string());
     if !matches!(error, LinkError::Shutdown) {
         let key = format!("lost {}", link.peer);
         let message = format!("the link to {} was lost: {error}", link.peer);
         core.log("warn", &key, &message);
-    }
-    true
-}
-
-/// Ends streams that have waited too long, while an attempt is under way.
-async fn expiring(core: &Core, link: &Link, reason: &str) {
-    loop {
-        sleep(EXPIRY).await;
-        link.expire(core.settings.patience(), reason);
     }
 }
 

@@ -159,6 +159,7 @@ impl Core {
             side,
             Arc::clone(&self.inbox),
             self.started,
+            self.stop.child_token(),
         ));
         lock(&self.links).insert(id, Arc::clone(&link));
         link
@@ -282,9 +283,7 @@ impl Core {
         upgrade::ready(&writer).await?;
         let link = self.add_link(peer.id.clone(), Side::Acceptor);
         self.link_up(&link, &peer);
-        let error = link
-            .run(reader, writer, buffer, self.keep_alive(), &self.stop)
-            .await;
+        let error = link.run(reader, writer, buffer, self.keep_alive()).await;
         self.remove_link(&link, &error.to_string());
         self.link_down(&link, &error.to_string());
         Ok(())

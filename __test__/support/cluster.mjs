@@ -1,6 +1,5 @@
 /** Real Hocuspocus servers with SmartRoute, real providers, in one process, on free ports. */
 
-import { createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { HocuspocusProvider, HocuspocusProviderWebsocket } from '@hocuspocus/provider';
@@ -9,22 +8,11 @@ import WebSocket from 'ws';
 import * as Y from 'yjs';
 
 import { SmartRoute } from '../../index.js';
+import { freePorts } from '../../scripts/lib/ports.mjs';
+
+export { freePorts };
 
 let clusters = 0;
-
-/** Ports that were free a moment ago. @param {number} count */
-export async function freePorts(count) {
-  const servers = await Promise.all(
-    Array.from({ length: count }, () => new Promise((resolve, reject) => {
-      const server = createServer();
-      server.once('error', reject);
-      server.listen(0, '127.0.0.1', () => resolve(server));
-    })),
-  );
-  const ports = servers.map((server) => server.address().port);
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))));
-  return ports;
-}
 
 /**
  * Waits for a condition; never for a fixed time.

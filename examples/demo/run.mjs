@@ -7,7 +7,6 @@
  */
 
 import { fork } from 'node:child_process';
-import { createServer } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -15,6 +14,8 @@ import { parseArgs } from 'node:util';
 import { HocuspocusProvider, HocuspocusProviderWebsocket } from '@hocuspocus/provider';
 import WebSocket from 'ws';
 import * as Y from 'yjs';
+
+import { freePorts } from '../../scripts/lib/ports.mjs';
 
 const { values } = parseArgs({
   options: {
@@ -30,18 +31,6 @@ const names = Array.from({ length: Number(values.documents) }, (_, index) => `do
 const NODES = 3;
 
 // ── The cluster ────────────────────────────────────────────────────────────────────────────────
-
-async function freePorts(count) {
-  const listening = await Promise.all(
-    Array.from({ length: count }, () => new Promise((resolve, reject) => {
-      const server = createServer().once('error', reject);
-      server.listen(0, '127.0.0.1', () => resolve(server));
-    })),
-  );
-  const ports = listening.map((server) => server.address().port);
-  await Promise.all(listening.map((server) => new Promise((resolve) => server.close(resolve))));
-  return ports;
-}
 
 const ports = await freePorts(NODES);
 const members = ports.map((port, index) => ({ id: `node-${index + 1}`, address: '127.0.0.1', port }));

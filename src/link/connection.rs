@@ -167,7 +167,7 @@ pub struct Link {
     pub side: Side,
     /// Counters.
     pub traffic: Traffic,
-    /// Ends this link alone.
+    /// Ends this link; cancelled with its node, too.
     pub stop: CancellationToken,
     inbox: Arc<Inbox>,
     started: Instant,
@@ -187,13 +187,20 @@ struct State {
 impl Link {
     /// A link without a socket.
     #[must_use]
-    pub fn new(id: u32, peer: String, side: Side, inbox: Arc<Inbox>, started: Instant) -> Self {
+    pub fn new(
+        id: u32,
+        peer: String,
+        side: Side,
+        inbox: Arc<Inbox>,
+        started: Instant,
+        stop: CancellationToken,
+    ) -> Self {
         Self {
             id,
             peer,
             side,
             traffic: Traffic::default(),
-            stop: CancellationToken::new(),
+            stop,
             inbox,
             started,
             state: Mutex::new(State {
@@ -309,8 +316,8 @@ impl Link {
         (state.mux.len(), state.mux.backlog(), state.mux.stalls)
     }
 
-    /// Serves the link over a socket that has passed the handshake, until it fails or `stop` is
-    /// cancelled. `buffer` holds what was read past the handshake.
+    /// Serves the link over a socket that has passed the handshake, until it fails or
+    /// [`Link::stop`] is cancelled. `buffer` holds what was read past the handshake.
     ///
     /// # Errors
     /// Why it ended, always.
@@ -320,7 +327,6 @@ impl Link {
         writer: Writer,
         mut buffer: BytesMut,
         keep_alive: KeepAlive,
-        stop: &CancellationToken,
     ) -> LinkError {
         let writer = Arc::new(writer);
         {
@@ -346,7 +352,6 @@ impl Link {
             };
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break LinkError::Shutdown,
                 () = self.stop.cancelled() => break LinkError::Shutdown,
                 read = read => match read {
                     Ok(0) => break LinkError::Closed,

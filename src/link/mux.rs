@@ -329,8 +329,7 @@ impl Mux {
             } else {
                 (close::TOO_BIG, "SmartRoute: message too big")
             };
-            self.abort(id, code, reason);
-            sink.closed(id, code, reason);
+            self.fail(id, code, reason, sink);
             return;
         }
         if stream.queue.is_empty() {
@@ -342,6 +341,12 @@ impl Mux {
         stream.queue.push_back(Queued { kind, bytes });
         self.schedule(id);
         self.pump();
+    }
+
+    /// Ends a stream at once and tells both sides.
+    fn fail(&mut self, id: u32, code: u16, reason: &str, sink: &mut impl Sink) {
+        self.abort(id, code, reason);
+        sink.closed(id, code, reason);
     }
 
     /// Ends a stream at once, whatever waits in its queue.
@@ -545,8 +550,7 @@ impl Mux {
                 } else {
                     (close::OVERLOADED, "SmartRoute: link full, reconnect")
                 };
-                self.abort(id, code, reason);
-                sink.closed(id, code, reason);
+                self.fail(id, code, reason, sink);
                 return Ok(());
             }
             stream.partial.extend_from_slice(bytes);
