@@ -7,7 +7,7 @@ import { createServer as createHttp, request as httpRequest } from 'node:http';
 import { createServer as createHttps } from 'node:https';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { connect as connectTcp, createServer as createTcp } from 'node:net';
-import { tmpdir } from 'node:os';
+import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -21,6 +21,9 @@ import {
   connect,
   createNode,
   freePorts,
+  hocuspocus as version,
+  linked,
+  only4,
   startCluster,
   synced,
   textOf,
@@ -70,7 +73,7 @@ test('frames that wait too long close their socket with a retryable code', async
   await until(() => cluster.nodes[0].logger.has(/no link to nobody at 127\.0\.0\.1:1/), 'it is logged');
 });
 
-test('an owner that dies: sockets close with a retryable code, clients come back when it does', async (t) => {
+test('an owner that dies: its clients keep their sockets, and go on with it when it is back', async (t) => {
   const cluster = await startCluster(t, 2);
   const name = cluster.nameOwnedBy(cluster.nodes[1]);
   const provider = cluster.connect(cluster.nodes[0], name);
@@ -80,13 +83,18 @@ test('an owner that dies: sockets close with a retryable code, clients come back
   const down = once(cluster.nodes[0].smartRoute, 'linkDown');
   await cluster.nodes[1].stop();
   assert.equal((await down)[0].nodeId, 'node-2');
-  await until(() => closes.includes(1012), 'the socket closes');
   provider.document.getText('text').insert(0, 'written meanwhile');
   const again = createNode({ index: 1, ports: cluster.ports, clusterName: cluster.clusterName });
   t.after(() => again.stop());
   await again.server.listen();
   await synced(provider);
-  assert.equal(again.hocuspocus.documents.get(name).getText('text').toString(), 'written meanwhile');
+  // Until it is back the other node owns the document, and may be about to hand it over.
+  await until(
+    () => again.hocuspocus.documents.get(name)?.getText('text').toString() === 'written meanwhile' && cluster.nodes[0].hocuspocus.documents.size === 0,
+    'it has the document, alone',
+  );
+  await synced(provider);
+  assert.deepEqual(closes, []);
 });
 
 test('customRoutingFunction: the ring owner decides, one hop, whatever the others would say', async (t) => {
@@ -162,6 +170,24 @@ test('secrets: a wrong or missing one is refused, logged once on both sides, no 
   }
 });
 
+const outside = Object.values(networkInterfaces()).flat().find((it) => it.family === 'IPv4' && !it.internal)?.address;
+
+test('a node that advertises loopback to nodes elsewhere is refused by them, and told what to set', { skip: outside === undefined && 'this machine has only loopback' }, async (t) => {
+  const ports = await freePorts(2);
+  const common = { clusterSecret: SECRET };
+  const nodes = [
+    createNode({ index: 0, ports, clusterName: 'loopback', smartRoute: { ...common, clusterNodes: [{ id: 'node-2', address: outside, port: ports[1] }] } }),
+    createNode({ index: 1, ports, clusterName: 'loopback', smartRoute: { ...common, nodeAddress: outside, clusterNodes: [] } }),
+  ];
+  t.after(() => Promise.all(nodes.map((node) => node.stop())));
+  await nodes[1].server.listen();
+  const listening = nodes[0].server.listen();
+  const said = /node-1 says that it is reached at 127\.0\.0\.1, where only its own machine reaches it: set its nodeAddress/;
+  await until(() => nodes.every(({ logger }) => logger.has(said)), 'both say so');
+  assert.deepEqual(nodes[1].smartRoute.getRouteStats().nodes.map(({ id }) => id), ['node-2']);
+  await listening;
+});
+
 test('nodes that differ say so with both values', async (t) => {
   for (const [option, ours, theirs] of [['virtualNodes', 150, 100], ['clusterName', 'one', 'two']]) {
     const ports = await freePorts(2);
@@ -204,11 +230,11 @@ test('two nodes with one id: the second is refused while the first is alive', as
   });
   t.after(() => Promise.all([one, two, twin].map((node) => node.stop())));
   await Promise.all([one, two].map((node) => node.server.listen()));
-  await until(() => one.smartRoute.getHealthyNodes().length === 2 && two.smartRoute.getHealthyNodes().length === 2, 'links');
+  await until(() => linked(one, 2) && linked(two, 2), 'links');
   await twin.server.listen();
   await until(() => one.logger.has(/id node-2 belongs to a node that is running/), 'the first node refuses');
   await until(() => twin.logger.has(/id node-2 belongs to a node that is running/), 'the twin says why');
-  assert.equal(twin.smartRoute.getHealthyNodes().length, 1);
+  assert.ok(linked(twin, 1), 'it has no link');
   // The real one is untouched.
   const provider = connect(t, one, 'some-document');
   await synced(provider);
@@ -221,7 +247,7 @@ test('a node that nobody listed joins by dialing; removed, it stays out', async 
   t.after(() => third.stop());
   await third.server.listen();
   const all = [...cluster.nodes, third];
-  await until(() => all.every((node) => node.smartRoute.getHealthyNodes().length === 3), 'all three are linked');
+  await until(() => all.every((node) => linked(node, 3)), 'all three are linked');
   for (let n = 0; n < 50; n++) {
     assert.equal(new Set(all.map((node) => node.smartRoute.getDocumentTargetNode(`d${n}`).id)).size, 1);
   }
@@ -231,7 +257,7 @@ test('a node that nobody listed joins by dialing; removed, it stays out', async 
   assert.equal(cluster.nodes[0].smartRoute.getRouteStats().totalNodes, 2);
   await assert.rejects(cluster.nodes[0].smartRoute.removeClusterNode('node-3'), { code: 'ERR_SMARTROUTE_UNKNOWN_NODE' });
   await cluster.nodes[0].smartRoute.addClusterNode({ id: 'node-3', address: '127.0.0.1', port: ports[2] });
-  await until(() => cluster.nodes[0].smartRoute.getHealthyNodes().length === 3, 'it is back');
+  await until(() => linked(cluster.nodes[0], 3), 'it is back');
 });
 
 test('onMisroute: reject refuses with the owner named; enforceRouting: false serves everything', async (t) => {
@@ -320,9 +346,9 @@ test('garbage on a link closes it with a reason; the node and its other links go
   await synced(provider);
 });
 
-for (const io of ['descriptor', 'pipe']) {
+for (const io of ['descriptor', 'tokio', 'pipe']) {
   test(`big documents and slow clients over a ${io}: nobody else waits, memory is bounded`, async (t) => {
-    if (io === 'pipe') process.env.SMARTROUTE_LINK_IO = 'pipe';
+    if (io !== 'descriptor') process.env.SMARTROUTE_LINK_IO = io;
     t.after(() => { delete process.env.SMARTROUTE_LINK_IO; });
     const cluster = await startCluster(t, 2);
     const name = cluster.nameOwnedBy(cluster.nodes[1]);
@@ -367,7 +393,7 @@ test('TLS servers: links run over TLS, pumped through JavaScript', async (t) => 
     await node.smartRoute.destroy();
   })));
   await Promise.all(nodes.map((node) => new Promise((resolve) => node.server.listen(node.port, '127.0.0.1', resolve))));
-  await until(() => nodes.every((node) => node.smartRoute.getHealthyNodes().length === 2), 'links over TLS');
+  await until(() => nodes.every((node) => linked(node, 2)), 'links over TLS');
   let n = 0;
   while (nodes[0].smartRoute.getDocumentTargetNode(`doc-${n}`).id !== 'node-2') n++;
   class Trusting extends WebSocket {
@@ -381,12 +407,15 @@ test('TLS servers: links run over TLS, pumped through JavaScript', async (t) => 
   assert.equal(nodes[0].hocuspocus.documents.size, 0);
 });
 
+const isVersion3 = version === 3;
+
 /** What an application with a server of its own writes. */
 function serve(server, hocuspocus, smartRoute, contextOf = () => undefined) {
   const sockets = new WebSocketServer({ noServer: true });
   server.on('upgrade', (request, socket, head) => {
     if (smartRoute.handleUpgrade(request, socket, head)) return;
     sockets.handleUpgrade(request, socket, head, (ws) => {
+      if (isVersion3) return hocuspocus.handleConnection(ws, request, contextOf(request));
       const connection = hocuspocus.handleConnection(
         ws,
         new Request(`http://${request.headers.host}${request.url}`, { headers: request.headers }),
@@ -419,7 +448,7 @@ test('context of custom servers crosses a link; what cannot is named', async (t)
       return { port, logger, server, hocuspocus, smartRoute };
     });
     await Promise.all(nodes.map((node) => new Promise((resolve) => node.server.listen(node.port, '127.0.0.1', resolve))));
-    await until(() => nodes.every((node) => node.smartRoute.getHealthyNodes().length === 2), 'links');
+    await until(() => nodes.every((node) => linked(node, 2)), 'links');
     const stop = () => Promise.all(nodes.map(async (node) => {
       node.server.closeAllConnections();
       node.server.close();
@@ -477,7 +506,7 @@ test('lifecycle: configured twice, destroyed twice, destroyed while starting, se
     totalNodes: 1, healthyNodes: 1, unhealthyNodes: 0, totalDocuments: 0, migrating: 0,
     nodes: [{ id: 'solo', address: '127.0.0.1', port, weight: 1, isHealthy: true, lastHealthCheck: null }],
   });
-  await assert.rejects(extension.migrateDocument('x', 'solo'), { code: 'ERR_SMARTROUTE_NOT_IMPLEMENTED' });
+  await extension.migrateDocument('x', 'solo');
   await server.destroy();
   await Promise.all([extension.destroy(), extension.destroy()]);
   assert.equal(extension.isInitialized, false);
@@ -536,7 +565,7 @@ test('before a node has joined, sockets wait: nothing is loaded', async (t) => {
   assert.equal(node.hocuspocus.documents.get('doc').getText('text').toString(), 'early');
 });
 
-test('one broadcast crosses a link once, however many clients are behind it', async (t) => {
+test('one broadcast crosses a link once, however many clients are behind it', only4, async (t) => {
   const cluster = await startCluster(t, 2);
   const name = cluster.nameOwnedBy(cluster.nodes[1]);
   const clients = Array.from({ length: 20 }, () => cluster.connect(cluster.nodes[0], name));

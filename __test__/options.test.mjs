@@ -191,7 +191,7 @@ const wrongValues = {
     ],
   ],
   healthCheck: [
-    'an object with some of interval, timeout, retries, backoffMultiplier, maxBackoff',
+    'an object with some of interval, timeout, retries, backoffMultiplier, maxBackoff, path',
     [
       [false, 'false'],
       [5000, '5000'],
@@ -221,8 +221,50 @@ const wrongValues = {
     ],
     inHealthCheck('backoffMultiplier'),
   ],
+  'healthCheck.path': [
+    'a request path such as "/health": "/", then up to 200 of A-Z a-z 0-9 . _ ~ / -',
+    [
+      ['', '""'],
+      ['/', '"/"'],
+      ['health', '"health"'],
+      ['/health?a', '"/health?a"'],
+      ['/a b', '"/a b"'],
+      ['/\r\nHost: x', '"/\\r\\nHost: x"'],
+      [`/${'x'.repeat(201)}`, `"/${'x'.repeat(59)}…"`],
+      [true, 'true'],
+    ],
+    inHealthCheck('path'),
+  ],
+  leaseDuration: [MILLISECONDS, badMilliseconds],
+  stallTimeout: [
+    'an integer of milliseconds from 1000 to 2147483647',
+    [
+      [999, '999'],
+      [2 ** 31, '2147483648'],
+      ['5000', '"5000"', 'Number("5000")'],
+    ],
+  ],
   syncInterval: [MILLISECONDS, badMilliseconds],
   migrationTimeout: [MILLISECONDS, badMilliseconds],
+  drainTimeout: [MILLISECONDS, badMilliseconds],
+  rehomeAuth: ['"token" or "session"', [['cookie', '"cookie"'], [true, 'true']]],
+  storeGrace: [
+    'an integer of milliseconds from 0 to 2147483647',
+    [
+      [-1, '-1'],
+      [2 ** 31, '2147483648'],
+      ['5000', '"5000"', 'Number("5000")'],
+    ],
+  ],
+  migrationConcurrency: [
+    'an integer from 1 to 1024',
+    [
+      [0, '0'],
+      [1025, '1025'],
+      [1.5, '1.5'],
+      ['16', '"16"', 'Number("16")'],
+    ],
+  ],
   customRoutingFunction: [FUNCTION, badFunctions],
   debugMode: [BOOLEAN, badBooleans],
   virtualNodes: [
@@ -251,6 +293,25 @@ const wrongValues = {
       [Promise.resolve(SECRET), 'a promise'],
     ],
   ],
+  redis: [
+    'a URL such as redis://user:password@host:6379/0, or rediss:// for TLS',
+    [
+      ['', 'a string of 0 characters'],
+      ['localhost:6379', 'a string of 14 characters'],
+      ['http://redis:6379', 'a string of 17 characters'],
+      ['redis://', 'a string of 8 characters'],
+      ['redis://redis:70000', 'a string of 19 characters'],
+      ['redis://redis/zero', 'a URL with a path that is no number'],
+      ['redis://redis/0/1', 'a URL with a path that is no number'],
+      ['redis://redis?family=6', 'a URL with more behind it', 'Pass an object'],
+      ['redis://u:%zz@redis', 'a URL with a wrong escape in it', '%25'],
+      [6379, 'a number'],
+      [true, 'a boolean'],
+      [['redis://redis'], 'an array of 1'],
+      [() => ({}), 'a function'],
+    ],
+  ],
+  redisPrefix: [TEXT(128), badText(128)],
   linkPort: [
     'an integer from 0 to 65535',
     [
@@ -269,8 +330,50 @@ const wrongValues = {
       [[], 'an array of 0'],
     ],
   ],
+  trustProxy: [
+    'true, false, a number of proxies from 1 to 100, or an array of addresses',
+    [
+      ['loopback', 'a string of 8 characters', 'array'],
+      [0, '0'],
+      [1.5, '1.5'],
+      [{}, 'an object'],
+    ],
+  ],
+  'trustProxy[1]': [
+    'an IP address, a network such as "10.0.0.0/8"',
+    [
+      ['10.0.0.0/33', '"10.0.0.0/33"'],
+      ['proxy.example', '"proxy.example"'],
+      [undefined, 'undefined'],
+    ],
+    (value) => ({ trustProxy: ['loopback', value] }),
+  ],
   serializeContext: [FUNCTION, badFunctions, (value) => ({ serializeContext: value, deserializeContext: throwing })],
   deserializeContext: [FUNCTION, badFunctions, (value) => ({ serializeContext: throwing, deserializeContext: value })],
+  managementPort: [
+    'an integer from 0 to 65535, or false',
+    [
+      [-1, '-1'],
+      [65536, '65536'],
+      ['8080', '"8080"', 'Number("8080")'],
+      [true, 'true'],
+    ],
+  ],
+  managementHost: [LISTEN, badAddresses('managementPort')],
+  managementToken: [
+    'a string of 16 to 1024 printable ASCII characters without spaces',
+    [
+      ['', 'a string of 0 characters'],
+      ['x'.repeat(15), 'a string of 15 characters'],
+      ['x'.repeat(1025), 'a string of 1025 characters'],
+      [SECRET, 'a string of 28 characters'],
+      ['ü'.repeat(16), 'a string of 16 characters'],
+      [Buffer.alloc(16), 'a Uint8Array of 16 bytes'],
+      [true, 'a boolean'],
+    ],
+  ],
+  probePort: ['an integer from 0 to 65535', [[-1, '-1'], ['0', '"0"', 'Number("0")'], [false, 'false']]],
+  probeHost: [LISTEN, badAddresses('probePort'), (value) => ({ probeHost: value, probePort: 0 })],
   logger: [
     'an object with the functions debug, info, warn and error',
     [
@@ -341,7 +444,7 @@ describe('a wrong value', () => {
       },
     };
     for (const name of Object.keys(defaults)) {
-      if (name === 'linkTls') continue; // any object will do
+      if (name === 'linkTls' || name === 'redis') continue; // any object will do, or is read by its fields
       refused(() => resolve({ [name]: hostile }));
     }
     assertMentions(refused(() => resolve({ nodeId: revoked() })), 'got a proxy');
@@ -393,19 +496,35 @@ describe('defaults', () => {
     redirectOnMisroute: false,
     onMisroute: 'proxy',
     misroute: 'proxy',
-    healthCheck: { interval: 5000, timeout: 3000, retries: 3, backoffMultiplier: 2, maxBackoff: 30000 },
+    healthCheck: {
+      interval: 5000, timeout: 3000, retries: 3, backoffMultiplier: 2, maxBackoff: 30000, path: '/.smartroute/health',
+    },
+    leaseDuration: 14000,
+    stallTimeout: 14000,
     syncInterval: 30000,
     migrationTimeout: 60000,
+    migrationConcurrency: 16,
+    drainTimeout: 25000,
+    storeGrace: 5000,
+    rehomeAuth: 'token',
     customRoutingFunction: undefined,
     debugMode: false,
     virtualNodes: 150,
     clusterName: 'hocuspocus',
     clusterSecret: undefined,
+    redis: undefined,
+    redisPrefix: undefined,
     linkPort: undefined,
     linkHost: undefined,
     linkTls: undefined,
+    trustProxy: undefined,
     serializeContext: undefined,
     deserializeContext: undefined,
+    managementPort: 8080,
+    managementHost: '127.0.0.1',
+    managementToken: undefined,
+    probePort: undefined,
+    probeHost: undefined,
     logger: undefined,
   };
 
@@ -438,12 +557,19 @@ describe('accepted values', () => {
     nodePort: [1, 65535],
     nodeWeight: [0.25, 1000, Number.MIN_VALUE],
     enforceRouting: [true, false],
+    leaseDuration: [1, 2 ** 31 - 1],
+    stallTimeout: [1000, 2 ** 31 - 1],
     syncInterval: [1, 2 ** 31 - 1],
     migrationTimeout: [1],
+    migrationConcurrency: [1, 1024],
+    drainTimeout: [1],
+    storeGrace: [0, 2 ** 31 - 1],
+    rehomeAuth: ['token', 'session'],
     customRoutingFunction: [() => null],
     debugMode: [true],
     virtualNodes: [1, 10000],
     clusterName: ['x', 'x'.repeat(128)],
+    redisPrefix: ['x', 'x'.repeat(128), 'a{b}'],
     linkPort: [0, 65535],
     logger: [console, Object.create(quietLogger())],
   };
@@ -473,6 +599,25 @@ describe('accepted values', () => {
       interval: 100,
       timeout: 200,
     });
+  });
+
+  it('leaseDuration follows healthCheck, stallTimeout follows leaseDuration, and either can be set', () => {
+    const durations = (options) => {
+      const { leaseDuration, stallTimeout } = resolve(options);
+      return [leaseDuration, stallTimeout];
+    };
+    assert.deepEqual(durations({ healthCheck: { timeout: 10000 } }), [35000, 35000]);
+    assert.deepEqual(durations({ healthCheck: { interval: 100, timeout: 50, retries: 2 } }), [200, 1000]);
+    assert.deepEqual(durations({ leaseDuration: 60000 }), [60000, 60000]);
+    assert.deepEqual(durations({ leaseDuration: 60000, stallTimeout: 5000 }), [60000, 5000]);
+    assert.deepEqual(durations({ healthCheck: { timeout: 2 ** 31 - 1, retries: 1000 } })[0], 2 ** 31 - 1);
+  });
+
+  it('the path of the health endpoint may be below or beside SmartRoute\'s own, and not that of links', () => {
+    for (const path of ['/health', '/.smartroute/up', '/a/b.c_d~e-f/']) {
+      assert.equal(resolve({ healthCheck: { path } }).healthCheck.path, path);
+    }
+    assert.equal(refused(() => resolve({ healthCheck: { path: '/.smartroute/link' } })).option, 'healthCheck.path');
   });
 
   it('linkTls is copied, its values are not', () => {
@@ -639,6 +784,38 @@ describe('clusterSecret', () => {
   });
 });
 
+describe('managementToken', () => {
+  const TOKEN = 'correct-horse-battery-staple';
+
+  it('comes from the environment where the option is not set, and prints as [redacted]', () => {
+    const env = { SMARTROUTE_MANAGEMENT_TOKEN: TOKEN };
+    assert.equal(resolve({}, env).managementToken.expose(), TOKEN);
+    assert.equal(resolve({ managementToken: 'another-one-of-them' }, env).managementToken.expose(), 'another-one-of-them');
+    assert.equal(resolve({}, { SMARTROUTE_MANAGEMENT_TOKEN: '' }).managementToken, undefined);
+    const resolved = resolve({ managementToken: TOKEN });
+    assert.doesNotMatch(inspect(resolved) + JSON.stringify(resolved), /battery/);
+    const error = refused(() => resolve({}, { SMARTROUTE_MANAGEMENT_TOKEN: 'hunter2' }));
+    assertMentions(error, 'SMARTROUTE_MANAGEMENT_TOKEN', 'a string of 7 characters');
+    assert.doesNotMatch(error.message, /hunter2/);
+  });
+
+  it('is required beyond loopback, where there is a port at all', () => {
+    for (const managementHost of ['0.0.0.0', '::', '10.0.0.1', 'node-1.internal']) {
+      const error = refused(() => resolve({ managementHost }));
+      assert.equal(error.option, 'managementToken');
+      assertMentions(error, managementHost, 'SMARTROUTE_MANAGEMENT_TOKEN');
+      assert.equal(resolve({ managementHost, managementToken: TOKEN }).managementHost, managementHost);
+      assert.equal(resolve({ managementHost, managementPort: false }).managementPort, false);
+    }
+    for (const managementHost of ['127.0.0.1', '::1', 'localhost']) resolve({ managementHost });
+  });
+
+  it('probeHost may be unspecified, with a probePort', () => {
+    assert.equal(resolve({ probeHost: '0.0.0.0', probePort: 0 }).probeHost, '0.0.0.0');
+    assert.equal(refused(() => resolve({ probeHost: '0.0.0.0' })).option, 'probeHost');
+  });
+});
+
 describe('a cluster beyond loopback', () => {
   const remote = node({ address: '10.0.0.2' });
   const needsSecret = [
@@ -649,19 +826,20 @@ describe('a cluster beyond loopback', () => {
   ];
   for (const [what, options, ...texts] of needsSecret) {
     it(`needs a secret: ${what}`, () => {
-      const error = refused(() => resolve(options));
+      const started = (...given) => requireSecret(resolve(...given));
+      const error = refused(() => started(options));
       assert.equal(error.code, 'ERR_SMARTROUTE_NO_SECRET');
       assert.equal(error.option, 'clusterSecret');
       assertMentions(error, 'Set clusterSecret', 'SMARTROUTE_CLUSTER_SECRET', 'on every node', ...texts);
-      assert.ok(resolve({ ...options, clusterSecret: SECRET }));
-      assert.ok(resolve(options, { SMARTROUTE_CLUSTER_SECRET: SECRET }));
-      assert.ok(resolve({ ...options, enforceRouting: false }));
+      started({ ...options, clusterSecret: SECRET });
+      started(options, { SMARTROUTE_CLUSTER_SECRET: SECRET });
+      started({ ...options, enforceRouting: false });
     });
   }
 
   it('needs none with nobody else in it', () => {
-    assert.ok(resolve({ nodeAddress: '10.0.0.1' }));
-    assert.ok(resolve({ nodeAddress: '10.0.0.1', nodeId: 'node-2', clusterNodes: [remote] }));
+    requireSecret(resolve({ nodeAddress: '10.0.0.1' }));
+    requireSecret(resolve({ nodeAddress: '10.0.0.1', nodeId: 'node-2', clusterNodes: [remote] }));
   });
 
   it('is asked about again when a node is added', () => {
@@ -711,7 +889,20 @@ describe('SmartRouteError', () => {
       'ERR_SMARTROUTE_DESTROYED',
       'ERR_SMARTROUTE_NOT_STARTED',
       'ERR_SMARTROUTE_CONTEXT',
+      'ERR_SMARTROUTE_ID_TAKEN',
+      'ERR_SMARTROUTE_UNHEALTHY',
+      'ERR_SMARTROUTE_MOVING',
+      'ERR_SMARTROUTE_PINS',
+      'ERR_SMARTROUTE_STORE',
       'ERR_SMARTROUTE_LINK_PORT',
+      'ERR_SMARTROUTE_PAYLOAD',
+      'ERR_SMARTROUTE_TIMEOUT',
+      'ERR_SMARTROUTE_INTERRUPTED',
+      'ERR_SMARTROUTE_UNREACHABLE',
+      'ERR_SMARTROUTE_BUSY',
+      'ERR_SMARTROUTE_NO_HANDLER',
+      'ERR_SMARTROUTE_NOT_OPEN',
+      'ERR_SMARTROUTE_NOT_OWNER',
     ]);
   });
 });

@@ -41,7 +41,7 @@ describe('installed from tarballs beside @hocuspocus/server', () => {
 
   test('what is published is what is listed, and no binary in the main package', () => {
     const installed = readdirSync(path.join(app.folder, 'node_modules', PACKAGE));
-    for (const file of ['index.js', 'index.d.ts', 'native.cjs', 'js', 'LICENSE']) {
+    for (const file of ['index.js', 'index.d.ts', 'native.cjs', 'js', 'bin', 'LICENSE', 'THIRD-PARTY-NOTICES']) {
       assert.ok(installed.includes(file), `${file} is missing`);
     }
     for (const file of installed) assert.doesNotMatch(file, /\.(node|rs|mjs)$|^(src|target|scripts|npm)$/);

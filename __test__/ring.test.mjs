@@ -6,6 +6,7 @@ import { test } from 'node:test';
 import { setImmediate as turn } from 'node:timers/promises';
 
 import { loadNative } from '../js/native.js';
+import { coreSettings } from './support/core.mjs';
 
 const golden = new URL('../tests/golden/', import.meta.url);
 
@@ -21,15 +22,7 @@ function start(
   virtualNodes = 150,
 ) {
   const { NativeNode } = loadNative();
-  const settings = {
-    clusterName: 'test',
-    virtualNodes,
-    enforceRouting: true,
-    migrationTimeout: 1_000,
-    pingInterval: 1_000,
-    linkPatience: 1_000,
-    dialThroughPipe: false,
-  };
+  const settings = { ...coreSettings, virtualNodes };
   const secret = Buffer.from('');
   const node = new NativeNode(JSON.stringify(settings), spec(member), 1, secret, () => {});
   t.after(() => node.destroy());

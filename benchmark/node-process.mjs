@@ -33,6 +33,7 @@ async function createSmartRoute({ self, nodes, clusterName }) {
       .filter((node) => node.id !== id)
       .map((node) => ({ id: node.id, address: '127.0.0.1', port: node.port, weight: 1 })),
     clusterName,
+    managementPort: false,
   });
 }
 
@@ -59,7 +60,8 @@ serve({
   notReady({ nodes }) {
     if (!smartRoute) return null;
     const stats = smartRoute.getRouteStats();
-    if (smartRoute.isInitialized && stats.totalNodes === nodes && stats.healthyNodes === nodes) return null;
+    const links = smartRoute.getLinkStats().filter((link) => link.up && !link.accepted).length;
+    if (smartRoute.isInitialized && stats.totalNodes === nodes && links === nodes - 1) return null;
     return { isInitialized: smartRoute.isInitialized, ...stats };
   },
 

@@ -56,7 +56,7 @@ export const HELP = `usage: node benchmark/run.mjs [options]
 /** An error in how the benchmark was called; needs no stack. */
 export class UsageError extends Error {}
 
-function number(name, text, { least, whole = true }) {
+export function number(name, text, { least, whole = true }) {
   const value = Number(text);
   if (!Number.isFinite(value) || value < least || (whole && !Number.isInteger(value)))
     throw new UsageError(`--${name}: ${JSON.stringify(text)} is not a ${whole ? 'whole ' : ''}number of at least ${least}`);
@@ -70,23 +70,37 @@ function names(option, text, known) {
   return list;
 }
 
-/** The command line as a list of loads with every parameter set. */
-export function parse(argv) {
-  const string = { type: 'string' };
-  const flag = { type: 'boolean', default: false };
-  let values;
+/**
+ * The options of a command line, as text. Each is one with a value (`string`), or one that is there or not (`flag`).
+ *
+ * @throws {UsageError}
+ */
+export function readArguments(argv, options) {
   try {
-    ({ values } = parseArgs({
-      args: argv,
-      options: {
-        load: string, quick: flag, modes: string, nodes: string, docs: string, clients: string, rate: string,
-        warmup: string, seconds: string, idle: string, rounds: string, settle: string, bytes: string, seed: string,
-        'client-processes': string, nice: string, 'client-cpus': string, 'node-cpus': string, out: string, assert: flag, verbose: flag, help: flag,
-      },
-    }));
+    return parseArgs({ args: argv, options: options({ type: 'string' }, { type: 'boolean', default: false }) }).values;
   } catch (error) {
     throw new UsageError(error.message);
   }
+}
+
+/** Runs a program to its end: what was called wrongly needs no stack. An open socket of a failed run must not keep it. */
+export async function runToEnd(main) {
+  try {
+    await main();
+  } catch (error) {
+    console.error(error instanceof UsageError ? `${error.message}\n(--help lists the options)` : error.stack);
+    process.exitCode = 1;
+  }
+  process.exit(); // 'exit' kills the children that are left
+}
+
+/** The command line as a list of loads with every parameter set. */
+export function parse(argv) {
+  const values = readArguments(argv, (string, flag) => ({
+    load: string, quick: flag, modes: string, nodes: string, docs: string, clients: string, rate: string,
+    warmup: string, seconds: string, idle: string, rounds: string, settle: string, bytes: string, seed: string,
+    'client-processes': string, nice: string, 'client-cpus': string, 'node-cpus': string, out: string, assert: flag, verbose: flag, help: flag,
+  }));
   const value = (name, otherwise, rules) => (values[name] === undefined ? otherwise : number(name, values[name], rules));
   const times = values.quick ? QUICK_TIMES : TIMES;
   const seconds = { least: 0, whole: false };

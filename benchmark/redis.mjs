@@ -27,8 +27,9 @@ export class PrivateRedis {
   #shell;
   #ownCommands = 0;
 
+  /** Started again after `stop()` it is empty, on the port it had. */
   async start(cpus) {
-    [this.port] = await freePorts(1);
+    this.port ??= (await freePorts(1))[0];
     const args = [
       ...(cpus === undefined ? [] : ['taskset', '-c', cpus]),
       'redis-server', '--port', this.port, '--bind', '127.0.0.1', '--loglevel', 'warning', '--save', '', '--appendonly', 'no',

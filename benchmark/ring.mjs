@@ -19,6 +19,8 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { setImmediate as turn } from 'node:timers/promises';
 
+import { defaults as options } from '../js/options.js';
+
 const NODES = 100;
 const NAMES = 200_000;
 const RUNS = 9;
@@ -57,6 +59,9 @@ async function smartroute() {
     migrationTimeout: 1_000,
     pingInterval: 1_000,
     linkPatience: 1_000,
+    healthCheck: options.healthCheck,
+    leaseDuration: 14_000,
+    stallTimeout: 14_000,
     dialThroughPipe: false,
   };
   const specs = addresses.map((id) => JSON.stringify({ id, address: '127.0.0.1', port: 1, weight: 1 }));

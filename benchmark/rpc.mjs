@@ -66,15 +66,18 @@ export class Child {
   /** Rejects when the process ends without having been asked to. */
   died;
 
+  /** Resolves with exit code and signal when the process ends, however it does. */
+  ended;
+
   /** The last lines the process wrote: what one wants to read when it failed. */
   output = [];
 
-  constructor(name, file, { verbose = false, cpus } = {}) {
+  constructor(name, file, { verbose = false, cpus, env } = {}) {
     this.name = name;
     this.#process = fork(fileURLToPath(new URL(file, import.meta.url)), [], {
       serialization: 'advanced', // latency samples travel as Float64Array
       stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
-      env: { ...process.env, NODE_ENV: 'production' },
+      env: { ...process.env, NODE_ENV: 'production', ...env },
     });
     alive.add(this);
     if (cpus !== undefined) pin(this.#process.pid, cpus);
@@ -99,6 +102,7 @@ export class Child {
 
     this.#process.on('error', (error) => this.output.push(error.message)); // a message to a process that just ended
 
+    this.ended = once(this.#process, 'exit');
     this.died = new Promise((_, reject) => {
       this.#process.once('exit', (code, signal) => {
         alive.delete(this);
@@ -121,14 +125,27 @@ export class Child {
     return within(limit, `${this.name}: ${method}`, answer);
   }
 
+  get pid() {
+    return this.#process.pid;
+  }
+
+  get gone() {
+    return this.#process.exitCode !== null || this.#process.signalCode !== null;
+  }
+
+  /** @param {NodeJS.Signals} name one that may `end` the process is not held against it */
+  signal(name, { ends = false } = {}) {
+    if (ends) this.#stopping = true;
+    this.#process.kill(name);
+  }
+
   kill() {
-    this.#stopping = true;
-    this.#process.kill('SIGKILL');
+    this.signal('SIGKILL', { ends: true });
   }
 
   /** Asks the process to stop, and kills it when it does not. Returns whether it went by itself. */
   async stop(limit) {
-    if (this.#process.exitCode !== null || this.#process.signalCode !== null) return false;
+    if (this.gone) return false;
     this.#stopping = true;
     const gone = once(this.#process, 'exit');
     try {

@@ -5,7 +5,7 @@ import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execFileSync } from 'node:child_process';
 import { MODES, ringPlacement } from './cluster.mjs';
-import { HELP, parse, UsageError } from './options.mjs';
+import { HELP, parse, runToEnd } from './options.mjs';
 import { breaches, doubts, failures, growth, summarise, table } from './summary.mjs';
 import { trial } from './trial.mjs';
 import { documentName } from './workload.mjs';
@@ -102,10 +102,4 @@ async function main() {
   }
 }
 
-try {
-  await main();
-} catch (error) {
-  console.error(error instanceof UsageError ? `${error.message}\n(--help lists the options)` : error.stack);
-  process.exitCode = 1;
-}
-process.exit(); // an open socket of a failed trial must not keep us; 'exit' kills what is left
+await runToEnd(main);

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import * as Y from 'yjs';
 
 /** mulberry32 (Tommy Ettinger, public domain): small, seedable, good enough for pacing. */
-function random(seed) {
+export function random(seed) {
   let state = seed >>> 0;
   return () => {
     state = (state + 0x6d2b79f5) >>> 0;

@@ -22,6 +22,9 @@ const In = Object.freeze({
   PipeClose: 10,
   PipeDial: 11,
   PipeResume: 12,
+  Health: 13,
+  Right: 14,
+  Handoff: 15,
 });
 
 /** Kinds of staged records; src/binding/mod.rs. */
@@ -37,7 +40,35 @@ export const Kind = Object.freeze({
   Return: 5,
   Settle: 6,
   Settled: 7,
+  Offer: 8,
+  Offered: 9,
+  Marker: 10,
+  Unsealed: 11,
+  Claim: 12,
+  Claimed: 13,
+  Handoff: 14,
+  State: 15,
+  Delta: 16,
+  More: 17,
+  Accepted: 18,
+  Refused: 19,
+  Released: 20,
+  Taken: 21,
+  Abandoned: 22,
+  Session: 23,
+  Call: 32,
+  Answer: 33,
+  Replica: 34,
+  Sync: 35,
+  Edit: 36,
+  Update: 37,
+  Ack: 38,
+  Elsewhere: 39,
+  Leave: 40,
 });
+
+/** What became of the right to serve; src/inbox.rs. */
+export const RightChange = Object.freeze({ Waits: 0, Serves: 1, Lapsed: 2, IdTaken: 3, Left: 4 });
 
 const HEADER = 16;
 const STAGE = 256 * 1024;
@@ -57,16 +88,59 @@ const encoder = new TextEncoder();
  */
 
 /**
+ * What came of one health check.
+ * @typedef {object} HealthRecord
+ * @property {string} node
+ * @property {'unknown' | 'healthy' | 'failing' | 'down'} state where the node stands now
+ * @property {'failed' | 'recovered' | null} change
+ * @property {boolean} healthy whether this check passed
+ * @property {number} latency ms
+ * @property {string | null} reason why it did not pass
+ */
+
+/**
+ * What the shim says about a document that moves away; src/cluster/handoff.rs, `Event`.
+ * @typedef {{ event: 'wanted', epoch: number, documents: { document: string, to: string }[] }
+ *   | { event: 'urgent' | 'gone', document: string }
+ *   | { event: 'prepared' | 'sealed' | 'accepted', id: number }
+ *   | { event: 'sent', id: number, bytes: number }
+ *   | { event: 'released', id: number, framesReplayed: number }
+ *   | { event: 'failed', id: number, reason: string }
+ *   | { event: 'stop' }} HandoffEvent
+ */
+
+/**
+ * What is to be done about one, or known; src/cluster/handoff.rs, `Effect`. Times are ms.
+ * @typedef {{ effect: 'started' | 'prepare', document: string, id: number, to: string, epoch: number }
+ *   | { effect: 'seal' | 'release', id: number }
+ *   | { effect: 'completed', document: string, id: number, to: string, epoch: number,
+ *       bytes: number, duration: number, framesReplayed: number }
+ *   | { effect: 'abort', id: number, reason: string }
+ *   | { effect: 'failed', document: string, id: number, to: string, epoch: number,
+ *       reason: string, next: string, retryIn: number | null }} HandoffEffect
+ */
+
+/**
+ * A document that moves away; `startedAt` is ms ago, of the queued ones since they were queued.
+ * @typedef {{ document: string, id: number | null, to: string, epoch: number,
+ *   state: 'queued' | 'preparing' | 'sealed' | 'transferring' | 'releasing',
+ *   startedAt: number, bytes: number, attempts: number }} MigrationEntry
+ */
+
+/**
  * @typedef {object} CoreHandlers
  * @property {(link: number, stream: number) => StreamHandler} opened a peer opened a stream here
  * @property {(link: number, up: { node: string, accepted: boolean }) => void} linkUp
- * @property {(link: number, down: { node: string, accepted: boolean, reason: string }) => void} linkDown
+ * @property {(link: number, down: { node: string, accepted: boolean, leaving: boolean, reason: string }) => void} linkDown
  * @property {() => void} view a new view can be taken
+ * @property {(change: number, reason: string) => void} right one of `RightChange`
  * @property {(entry: { level: string, key: string, message: string }) => void} log
  * @property {(pipe: number, bytes: Uint8Array) => void} pipeOut
  * @property {(pipe: number) => void} pipeClose
  * @property {(pipe: number, target: { host: string, port: number }) => void} pipeDial
  * @property {(pipe: number) => void} pipeResume
+ * @property {(check: HealthRecord) => void} health a health check of a peer ended
+ * @property {(effect: HandoffEffect) => void} [handoff] a document moves away, and something is to be done
  * @property {(error: unknown) => void} failed a handler threw; its stream was closed
  */
 
@@ -83,6 +157,9 @@ export class Core {
   #flushing = false;
   #draining = false;
   #destroyed = false;
+  #handingOver = true;
+  /** Routing is not enforced: everything may be served here. See enforcement.js. */
+  servesAll = false;
   /** @type {Uint8Array | null} the message that the last sends had in common */
   #shared = null;
   /** @type {Map<number, number[]>} streams it goes to, by link */
@@ -107,6 +184,12 @@ export class Core {
     );
     /** Index of a name's owner among the active members of the view taken last, or -1. */
     this.ownerOf = this.#native.lookup();
+    /** Whether anything may be served at this moment: asked before each batch and each store. */
+    const serves = this.#native.serves();
+    this.serves = () => this.servesAll || serves();
+    /** Whether a document that the view gives this node may be served yet. */
+    const entitles = this.#native.entitles();
+    this.entitles = (name) => this.servesAll || entitles(name);
   }
 
   get native() {
@@ -118,8 +201,30 @@ export class Core {
     return JSON.parse(this.#native.takeView());
   }
 
+  /** Links, the time left to serve and what came of requests to the store; src/binding/mod.rs. */
   stats() {
     return JSON.parse(this.#native.stats());
+  }
+
+  /**
+   * Says what happened to a document that moves away. Answers come to `handlers.handoff`, in a later
+   * turn; none after `stop`.
+   *
+   * @param {HandoffEvent} event
+   */
+  handoff(event) {
+    // What is on its way already is not heard either.
+    if (event.event === 'stop') this.#handingOver = false;
+    this.#native.handoff(JSON.stringify(event));
+  }
+
+  /**
+   * The documents that move away, at most 1,000: those whose move runs first.
+   *
+   * @returns {MigrationEntry[]}
+   */
+  migrations() {
+    return JSON.parse(this.#native.migrations());
   }
 
   /**
@@ -382,6 +487,9 @@ export class Core {
       case In.View:
         this.#handlers.view();
         break;
+      case In.Right:
+        this.#handlers.right(stream, decoder.decode(bytes));
+        break;
       case In.Log:
         this.#handlers.log(json());
         break;
@@ -396,6 +504,14 @@ export class Core {
         break;
       case In.PipeResume:
         this.#handlers.pipeResume(link);
+        break;
+      case In.Health:
+        this.#handlers.health(json());
+        break;
+      case In.Handoff:
+        for (const effect of json()) {
+          if (this.#handingOver) this.#guard(() => this.#handlers.handoff?.(effect));
+        }
         break;
     }
   }

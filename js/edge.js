@@ -4,26 +4,45 @@
  *
  * States of a document on a socket:
  *
- * | from    | event                                  | to      |
- * |---------|----------------------------------------|---------|
- * | –       | first frame, no view yet               | held    |
- * | –, held | route is this node                     | local   |
- * | –, held | route is another node                  | remote  |
- * | –, held | route is another node, `reject`        | refused |
- * | remote  | MOVED from the owner                   | held    |
- * | held    | SETTLED: what came back, then the queue | local, remote |
+ * | from          | event                                  | to      |
+ * |---------------|----------------------------------------|---------|
+ * | –             | first frame, no view yet               | held    |
+ * | –             | route is this node, which may not serve it (yet) | held |
+ * | –, held       | route is this node, and it may serve   | local   |
+ * | local         | frame, while this node may not serve   | held    |
+ * | –, held       | route is another node                  | remote  |
+ * | –, held       | route is another node, `reject`        | refused |
+ * | remote        | MOVED from the owner                   | held    |
+ * | held          | SETTLED: what came back, then the queue | local, remote |
+ * | held          | SETTLED by an owner that has another view | held    |
+ * | local, remote | its owner seals it                     | sealed: held until the marker |
+ * | sealed        | UNSEALED: what came back, then the queue | local, remote |
+ * | sealed        | MARKER: each address is re-homed       | held    |
+ * | remote        | the stream is lost: the same, from nothing | held |
+ *
+ * What happens to one address meanwhile stands in `rehome.js`.
  */
+
+import { setTimeout as delay } from 'node:timers/promises';
 
 import { Kind } from './core.js';
 import {
   AuthType,
   MessageType,
   addressEnd,
+  awarenessOf,
   documentOf,
+  isAcknowledgement,
   permissionDenied,
   readAddress,
+  scopeOf,
   startsWith,
+  updateOf,
 } from './frames.js';
+import { admits, authenticatingOf, forgetQueued } from './hocuspocus.js';
+import { letIn } from './session.js';
+import { readMarker } from './handoff.js';
+import { NOTHING_KNOWN, Rehoming, Step, asksAcknowledgement, isAnswer } from './rehome.js';
 import { describe } from './request.js';
 
 const decoder = new TextDecoder();
@@ -36,11 +55,26 @@ const FAST = 256 * 1024;
 /** How often slow clients are looked at, in milliseconds. WebSockets have no common drain event. */
 const SLOW_CHECK = 50;
 
+/** How long a node with another view than ours is given to come to the same. ms */
+const OTHER_VIEW = 50;
+
 /** Documents remembered per socket; what can be found again by routing is forgotten first. */
 const REMEMBERED = 4_096;
 
+/** Addresses that are re-homed at a time: by one socket, and by all of this node. */
+const PER_SOCKET = 50;
+const PER_NODE = 256;
+
+/** After a crash the clients of a node are asked for their tokens over so long, in milliseconds. */
+const SPREAD = 100;
+
+/** A provider answers the question for its token within this, or it is too old to know it. ms */
+const TOKEN = 10_000;
+
 /** Retried by every provider. */
 const RECONNECT = 1012;
+
+const ENDS = 'SmartRoute: this node is shutting down';
 
 /** Hocuspocus' code for a socket that broke a limit. */
 const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
@@ -55,7 +89,10 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
  * @property {import('./log.js').Log} log
  * @property {import('../index.js').ResolvedConfiguration} options
  * @property {any} limits Hocuspocus' configuration
+ * @property {(now: number) => void} tick called when sockets are looked at
  * @property {() => boolean} serving whether this node has joined and knows who owns what
+ * @property {import('./claims.js').Claims} claims
+ * @property {import('./fence.js').Fence} fence
  * @property {() => string} nodeId
  */
 
@@ -67,7 +104,13 @@ export class Edge {
   slow = new Set();
   #ticks;
   #slowTicks;
+  #destroyed = false;
+  #leaving = false;
   frames = { local: 0, proxied: 0 };
+  /** Addresses that are being re-homed, and what waits for its turn. */
+  #rehoming = 0;
+  /** @type {(() => void)[]} */
+  #turns = [];
 
   /** @param {EdgeContext} context */
   constructor(context) {
@@ -84,7 +127,45 @@ export class Edge {
   connect(incoming, request, context) {
     const socket = new EdgeSocket(this, incoming, request, context);
     this.#sockets.add(socket);
+    // Nothing would ever end its waiting. Later, as the caller does not have it yet.
+    if (this.#destroyed || this.#leaving) setImmediate(() => socket.close(RECONNECT, ENDS));
     return socket;
+  }
+
+  /** Sockets on which this node serves a document to its own clients. @param {string} name */
+  attachments(name) {
+    return [...this.#sockets].filter((socket) => socket.has(name));
+  }
+
+  /** Documents that somebody is being authenticated for at this node. */
+  authenticating() {
+    return [...this.#sockets].flatMap((socket) => socket.authenticating());
+  }
+
+  /** Whether somebody is, for this one. @param {string} name */
+  isAuthenticating(name) {
+    for (const socket of this.#sockets) if (socket.authenticating().includes(name)) return true;
+    return false;
+  }
+
+  /**
+   * Calls back when another address may be re-homed; `done` is to be called after.
+   *
+   * @param {() => void} turn
+   */
+  takeTurn(turn) {
+    if (this.#rehoming >= PER_NODE) {
+      this.#turns.push(turn);
+    } else {
+      this.#rehoming++;
+      turn();
+    }
+  }
+
+  endTurn() {
+    const next = this.#turns.shift();
+    if (next === undefined) this.#rehoming--;
+    else next();
   }
 
   /** @param {EdgeSocket} socket */
@@ -93,8 +174,41 @@ export class Edge {
     this.slow.delete(socket);
   }
 
+  /** Its clients are sent to other nodes, and those that still come. */
+  get isLeaving() {
+    return this.#leaving;
+  }
+
   viewChanged() {
+    // Removed, and added again.
+    if (this.context.router.ownIsActive) this.#leaving = false;
     for (const socket of [...this.#sockets]) socket.viewChanged();
+  }
+
+  rightChanged() {
+    for (const socket of [...this.#sockets]) socket.rightChanged();
+  }
+
+  /** Closes every socket with a code that providers retry. @param {string} reason */
+  fence(reason) {
+    for (const socket of [...this.#sockets]) socket.close(RECONNECT, reason);
+  }
+
+  /**
+   * Closes every socket, one after the other, and those that still come: their clients find other nodes.
+   *
+   * @param {number} code
+   * @param {string} reason
+   * @param {number} within ms
+   */
+  async leave(code, reason, within) {
+    this.#leaving = true;
+    const sockets = [...this.#sockets];
+    const steps = Math.max(1, Math.min(sockets.length, Math.floor(within / 20)));
+    for (let step = 0; step < steps; step++) {
+      for (let at = step; at < sockets.length; at += steps) sockets[at].close(code, reason);
+      if (step + 1 < steps) await delay(20);
+    }
   }
 
   /** Documents that clients reach through this node: name to node id. */
@@ -108,17 +222,64 @@ export class Edge {
     return this.#sockets.size;
   }
 
+  get isDestroyed() {
+    return this.#destroyed;
+  }
+
+  /** Whether a document is served here by the word of another node's function. @param {string} name */
+  hasPlaced(name) {
+    return [...this.#sockets].some((socket) => socket.hasPlaced(name));
+  }
+
+  /** Sockets with a document open on them, wherever it is. */
+  get connections() {
+    let count = 0;
+    for (const socket of this.#sockets) if (socket.hasDocuments) count++;
+    return count;
+  }
+
   #tick() {
     const now = Date.now();
     for (const socket of [...this.#sockets]) socket.tick(now);
+    this.context.tick(now);
   }
 
   destroy() {
     clearInterval(this.#ticks);
     clearInterval(this.#slowTicks);
-    for (const socket of [...this.#sockets]) {
-      socket.close(RECONNECT, 'SmartRoute: this node is shutting down');
-    }
+    this.#destroyed = true;
+    this.fence(ENDS);
+  }
+}
+
+/**
+ * @typedef {object} Moved
+ * @property {string} node
+ * @property {number | null} epoch stamp of the view under which it said so
+ * @property {boolean} decided it is the ring owner, and its function chose the node
+ */
+
+/** One address of one socket: a document, or a provider's session on it. */
+class Address {
+  /** @param {string} address */
+  constructor(address) {
+    this.address = address;
+    /** What was sent before it was authenticated, elsewhere. @type {{ bytes: number, messages: number } | null} */
+    this.pending = null;
+    /** By an owner elsewhere. */
+    this.authenticated = false;
+    this.readOnly = false;
+    /** Acknowledgements that the client waits for, of an owner elsewhere. */
+    this.unacknowledged = 0;
+    /** Its awareness clients, as far as they were seen. @type {Set<number>} */
+    this.clients = new Set();
+    /** @type {Rehoming | null} */
+    this.rehoming = null;
+  }
+
+  /** Whether an owner has let it in, or is about to. */
+  get isKnown() {
+    return this.authenticated || this.rehoming !== null;
   }
 }
 
@@ -138,10 +299,42 @@ class Route {
     this.held = null;
     /** @type {Uint8Array[]} frames that came back from a former owner: older than `held` */
     this.returned = [];
-    /** @type {string | null} node that the former owner named */
+    /** @type {Moved | null} what the former owner said */
     this.movedTo = null;
     this.heldSince = 0;
     this.heldBytes = 0;
+    /** Its owner is about to give it to another node. */
+    this.sealed = false;
+    /** It turned out that it stays, while frames are still coming back. */
+    this.stays = false;
+    /** What the former owner said last. @type {import('./handoff.js').Marker | null} */
+    this.marker = null;
+    /** Since when it has no owner that its clients are at home with, after one was lost; 0 where it has. ms */
+    this.lostSince = 0;
+    this.openedAt = Date.now();
+    /** @type {Map<string, Address>} */
+    this.addresses = new Map();
+  }
+
+  /** @param {string} address */
+  at(address) {
+    let found = this.addresses.get(address);
+    if (found === undefined) this.addresses.set(address, (found = new Address(address)));
+    return found;
+  }
+
+  /** @param {(address: Address) => boolean} which */
+  hasAddress(which) {
+    for (const address of this.addresses.values()) if (which(address)) return true;
+    return false;
+  }
+
+  /** Takes what waits for an owner, oldest first. */
+  takeWaiting() {
+    const waiting = [...this.returned, ...(this.held ?? [])];
+    this.returned = [];
+    this.held = null;
+    return waiting;
   }
 }
 
@@ -157,18 +350,27 @@ export class EdgeSocket {
   #routes = new Map();
   /** @type {Map<string, EdgeStream>} by node id */
   #streams = new Map();
-  /** Addresses elsewhere that are not authenticated yet. @type {Map<string, { bytes: number, messages: number }>} */
-  #pending = new Map();
-  /** Addresses elsewhere that are. @type {Set<string>} */
-  #authenticated = new Set();
+  /** Addresses elsewhere that are not authenticated yet. @type {Set<Address>} */
+  #pending = new Set();
   /**
    * The last frame's head, and what it means: most frames are for the same document.
    * @type {Uint8Array | null}
    */
   #lastHead = null;
-  #lastAddress = '';
+  /** @type {Address | null} */
+  #lastAddress = null;
   /** @type {Route | null} */
   #lastRoute = null;
+  /** The same for frames that the client is sent. @type {Uint8Array | null} */
+  #sentHead = null;
+  /** @type {{ route: Route, address: Address } | null} */
+  #sentTo = null;
+  /** Addresses on their way to another owner, and those of them that have been asked for their token. */
+  #moving = 0;
+  #asking = 0;
+  /** Documents that Hocuspocus has nothing more to say about here. @type {Set<string>} */
+  #dropped = new Set();
+  #send;
   #spokeAt = Date.now();
   #touchedAt = 0;
   #touchedAuthenticated = false;
@@ -179,7 +381,18 @@ export class EdgeSocket {
     this.#incoming = incoming;
     this.#request = request;
     this.#context = context;
+    this.#send = incoming.send.bind(incoming);
+    // Hocuspocus has the client's own socket, and what it sends there is looked at while a document moves.
+    incoming.send = (data, ...rest) => {
+      if (this.#moving === 0 && this.#dropped.size === 0) return this.#send(data, ...rest);
+      return this.#fromLocal(data);
+    };
     this.#local = edge.context.connect(incoming, request, context);
+  }
+
+  /** What Hocuspocus knows this socket by. */
+  get webSocket() {
+    return this.#incoming;
   }
 
   /** For documents that this node owns, as on `ClientConnection`. */
@@ -199,23 +412,33 @@ export class EdgeSocket {
         this.#local.handleMessage(data);
         return;
       }
-      this.#lastAddress = readAddress(data, end);
+      const address = readAddress(data, end);
       this.#lastHead = data.slice(0, end);
-      this.#lastRoute = this.#routeOf(documentOf(this.#lastAddress));
+      this.#lastRoute = this.#routeOf(documentOf(address));
       // Routing it may have closed the socket.
       if (this.#closed) return;
+      this.#lastAddress = this.#lastRoute.at(address);
     }
     const route = /** @type {Route} */ (this.#lastRoute);
-    if (route.local) {
+    const address = /** @type {Address} */ (this.#lastAddress);
+    if (address.rehoming !== null) {
+      this.#elsewhere(route, address, data);
+    } else if (route.local && this.#edge.context.core.serves()) {
       this.#edge.frames.local++;
       this.#local.handleMessage(data);
+    } else if (route.local) {
+      // Waits for a renewal, or for the end: a client whose edits are not acknowledged has them.
+      route.local = false;
+      this.#hold(route);
+      if (this.#fits(route, data)) route.held?.push(data.slice());
     } else {
-      this.#elsewhere(route, this.#lastAddress, data);
+      this.#elsewhere(route, address, data);
     }
   };
 
   /** @param {{ code: number, reason: string }} [event] */
   handleClose = (event) => {
+    this.#rescue();
     this.#leave(event?.code ?? 1005, event?.reason ?? '');
     this.#local.handleClose(event);
   };
@@ -245,9 +468,64 @@ export class EdgeSocket {
     this.#edge.forget(this);
     for (const stream of this.#streams.values()) stream.end(code, reason);
     this.#streams.clear();
+    for (const route of this.#routes.values()) {
+      for (const address of route.addresses.values()) this.#endRehoming(address);
+    }
     this.#routes.clear();
     this.#pending.clear();
     this.#lastRoute = null;
+    this.#sentTo = null;
+  }
+
+  /**
+   * A client left while its document moves: what it sent must not be lost with its socket. A sealed
+   * document is still where the client is authenticated; later only its edits can be passed on.
+   */
+  #rescue() {
+    if (this.#closed) return;
+    for (const route of this.#routes.values()) {
+      if (route.sealed) {
+        // What came back the former owner has kept.
+        for (const frame of route.held ?? []) {
+          if (route.stream === null) this.#local.handleMessage(frame);
+          else route.stream.sendFrame(frame);
+        }
+        // An owner elsewhere may have released it meanwhile: then nobody is authenticated there any more.
+        if (route.stream === null) continue;
+      }
+      for (const address of route.addresses.values()) {
+        const held = route.sealed ? (route.held ?? []).filter((frame) => addressOf(frame) === address.address) : [];
+        this.#setAside(route, address, [...held, ...(address.rehoming?.waiting ?? [])]);
+      }
+    }
+  }
+
+  /** What a client that is gone has written goes to the owner, whoever that is. */
+  #setAside(route, address, frames) {
+    if (address.readOnly || !address.isKnown) return;
+    const updates = frames.map((frame) => updateOf(frame, addressEnd(frame))).filter((update) => update !== null);
+    if (updates.length > 0) this.#edge.context.fence.setAside(route.name, updates);
+  }
+
+  /** A client closed a document before it was asked for its token: it would never answer. */
+  #withdraw(route, address, frames) {
+    this.#setAside(route, address, frames);
+    this.#endRehoming(address);
+    this.#admitted(address);
+    address.authenticated = false;
+    address.unacknowledged = 0;
+    address.clients = new Set();
+  }
+
+  /** @param {string} name */
+  hasPlaced(name) {
+    const route = this.#routes.get(name);
+    return route?.local === true && route.decided;
+  }
+
+  get hasDocuments() {
+    for (const route of this.#routes.values()) if (route.hasAddress(({ authenticated }) => authenticated)) return true;
+    return Object.keys(this.#local.documentConnections ?? {}).length > 0;
   }
 
   #routeOf(name) {
@@ -264,16 +542,21 @@ export class EdgeSocket {
   /** Drops what routing would find again. */
   #forgetRoutes() {
     for (const [name, route] of this.#routes) {
-      if (route.held === null && !route.decided) this.#routes.delete(name);
+      if (route.held === null && !route.decided && !route.hasAddress(({ isKnown }) => isKnown)) this.#routes.delete(name);
     }
   }
 
   /** @param {Route} route */
   #resolve(route) {
-    const { router, serving, options } = this.#edge.context;
+    const { core, router, serving, options, claims } = this.#edge.context;
     const found = serving() ? router.route(route.name) : undefined;
-    if (found === undefined || (!found.target.own && found.target.link === null)) {
+    // A function's word is the ring owner's, which it gives once it is the owner.
+    const owns = found !== undefined && (found.target.own || found.decided);
+    const entitled = !owns || (core.serves() && claims.entitles(route.name));
+    const waits = found === undefined || !entitled || (!found.target.own && found.target.link === null);
+    if (waits) {
       this.#hold(route);
+      if (!entitled) claims.want(route.name, this);
     } else if (!found.target.own && options.misroute === 'reject') {
       const { id, address, port } = found.target.node;
       route.refused = `this document belongs to ${id} at ${address}:${port}`;
@@ -289,34 +572,256 @@ export class EdgeSocket {
    * @param {boolean} decided
    */
   #assign(route, target, decided) {
+    this.#edge.context.log.debug('route', () => `${route.name} is at ${target.node.id}`, {
+      document: route.name,
+      owner: target.node.id,
+      by: decided ? 'custom' : 'ring',
+    });
     route.local = target.own;
     route.decided = decided;
     route.stream = target.own ? null : this.#streamTo(target);
     if (!target.own && route.stream === null) return;
     // Hocuspocus itself counts what is not authenticated here.
     if (target.own) this.#forgetPending(route.name);
-    if (decided) route.stream?.send(Kind.Attach, encoder.encode(route.name));
-    const waiting = [...route.returned, ...(route.held ?? [])];
-    route.held = null;
-    route.heldBytes = 0;
-    route.returned = [];
-    route.movedTo = null;
-    for (const frame of waiting) {
-      if (route.local) this.#local.handleMessage(frame);
-      else route.stream?.send(Kind.Frame, frame);
+    if (decided) {
+      const placed = { document: route.name, epoch: this.#edge.context.router.stamp };
+      route.stream?.send(Kind.Attach, encoder.encode(JSON.stringify(placed)));
     }
+    route.movedTo = null;
+    route.heldBytes = 0;
+    for (const frame of route.takeWaiting()) this.#pass(route, frame);
+    for (const address of route.addresses.values()) this.#startRehoming(route, address);
+  }
+
+  #pass(route, frame) {
+    if (route.local) this.#local.handleMessage(frame);
+    else if (route.stream !== null) route.stream.sendFrame(frame);
+    // Sealed at this node, in the middle of a re-homing.
+    else route.held?.push(frame.slice());
   }
 
   #forgetPending(name) {
-    for (const address of this.#pending.keys()) {
-      if (documentOf(address) === name) this.#pending.delete(address);
+    for (const address of this.#pending) {
+      if (documentOf(address.address) === name) this.#pending.delete(address);
     }
   }
 
+  // ── Re-homing ────────────────────────────────────────────────────────────────────────────────
+
+  /**
+   * The document has left its owner. With the owner's last word its clients know all that it knew;
+   * otherwise they are synced from nothing.
+   *
+   * @param {Route} route
+   * @param {import('./handoff.js').Marker | null} marker
+   */
+  #rehome(route, marker) {
+    const frames = route.takeWaiting();
+    const wasLocal = route.sealed && route.stream === null;
+    route.local = false;
+    route.stream = null;
+    route.decided = false;
+    route.sealed = false;
+    route.stays = false;
+    route.marker = null;
+    route.movedTo = null;
+    this.#hold(route);
+    for (const { address } of marker?.addresses ?? []) route.at(address);
+    for (const address of route.addresses.values()) {
+      const told = marker?.addresses.find((one) => one.address === address.address);
+      const before = address.rehoming;
+      // Whoever is not connected yet, and has lost nothing, begins by itself.
+      if (told === undefined && before === null && marker !== null) continue;
+      if (told === undefined && before === null && !address.authenticated && address.pending === null) continue;
+      const mine = take(frames, (frame) => addressOf(frame) === address.address && before?.isOwn(frame) !== true);
+      const waiting = [...mine, ...(before?.waiting ?? [])];
+      // What this node's own Hocuspocus was sent is acknowledged by now, but for an answer that it asked for.
+      if (wasLocal && before === null) {
+        address.unacknowledged = waiting.filter((frame) => asksAcknowledgement(frame) || isAnswer(frame)).length;
+      }
+      address.readOnly = told?.readOnly ?? address.readOnly;
+      if (told !== undefined) address.authenticated = true;
+      const closed = waiting.findLastIndex(isClose);
+      if (closed !== -1) {
+        this.#withdraw(route, address, waiting.slice(0, closed));
+        frames.push(...waiting.slice(closed + 1));
+        continue;
+      }
+      // An owner that had it for a moment only may not have heard of all of them.
+      for (const client of [...(told?.clients ?? []), ...(before?.clients ?? [])]) address.clients.add(client);
+      // Whoever was on its way to that owner may not have heard everything from it.
+      const vector = marker === null ? NOTHING_KNOWN : before?.vector ?? marker.vector;
+      const session = told?.session ?? (marker === null ? null : before?.session);
+      this.#beginRehoming(address, { vector, clients: new Set(address.clients), session, ofLocal: wasLocal }, waiting);
+    }
+    // Those of addresses that begin anew, with their token first.
+    route.held = frames.filter((frame) => route.addresses.get(addressOf(frame))?.rehoming == null);
+    this.#resolve(route);
+  }
+
+  /**
+   * An address waits for its turn, in the place of an earlier re-homing that has not come to its end.
+   *
+   * @param {Address} address
+   * @param {{ vector: Uint8Array, clients: ReadonlySet<number>, session?: import('./handoff.js').Session | null, ofLocal?: boolean }} known
+   * @param {Uint8Array[]} waiting
+   */
+  #beginRehoming(address, { vector, clients, session, ofLocal = false }, waiting) {
+    const before = address.rehoming;
+    this.#endRehoming(address);
+    address.rehoming = new Rehoming(address.address, vector, clients, waiting, address.unacknowledged, address.readOnly, session);
+    address.rehoming.ofLocal = before === null ? ofLocal : before.awaitsAnswer;
+    this.#moving++;
+  }
+
+  /** @param {Route} route @param {Address} address */
+  #startRehoming(route, address) {
+    const { rehoming } = address;
+    if (rehoming === null || rehoming.step !== Step.Waiting || rehoming.isQueued) return;
+    rehoming.isQueued = true;
+    const start = () => this.#edge.takeTurn(() => {
+      const current = address.rehoming === rehoming && !this.#closed;
+      if (!current || route.held !== null || this.#asking >= PER_SOCKET) {
+        rehoming.isQueued = false;
+        this.#edge.endTurn();
+        // Otherwise it is started when the route is assigned, or when another one of this socket is done.
+        return;
+      }
+      this.#asking++;
+      rehoming.hasTurn = true;
+      rehoming.ask(this.#ports(route));
+    });
+    if (route.lostSince === 0) start();
+    else setTimeout(start, Math.random() * SPREAD).unref();
+  }
+
+  #ports(route) {
+    return {
+      toClient: (frame) => this.#send(frame),
+      toOwner: (frame) => this.#pass(route, frame),
+      admit: (address, session) => this.#admitAt(route, address, session),
+    };
+  }
+
+  /** The owner is to let an address in with its session. */
+  #admitAt(route, address, session) {
+    if (!route.local) return route.stream?.send(Kind.Session, encoder.encode(JSON.stringify({ address, session })));
+    const { contexts } = this.#edge.context;
+    letIn(this.#local, address, session, contexts, (frame) => this.#incoming.send(frame));
+  }
+
+  /** Whether an owner can let it in with its session. */
+  get admits() {
+    return admits(this.#local);
+  }
+
+  /** Gives up its place in the queue. @param {Address} address */
+  #endRehoming(address) {
+    const { rehoming } = address;
+    if (rehoming === null) return;
+    address.rehoming = null;
+    this.#moving--;
+    this.#endTurn(rehoming);
+  }
+
+  /** @param {Rehoming} rehoming */
+  #endTurn(rehoming) {
+    if (!rehoming.hasTurn) return;
+    rehoming.hasTurn = false;
+    this.#asking--;
+    this.#edge.endTurn();
+    if (this.#closed) return;
+    for (const route of this.#routes.values()) {
+      if (this.#asking >= PER_SOCKET) return;
+      if (route.held === null) for (const address of route.addresses.values()) this.#startRehoming(route, address);
+    }
+  }
+
+  /** A frame of the owner for an address on its way. Whether it is for the client. */
+  #rehomed(route, address, frame, end) {
+    const { rehoming } = address;
+    const heard = rehoming.fromOwner(frame, end, this.#ports(route));
+    // Those of other owners are counted where their frames arrive.
+    if (heard && route.stream === null && isAcknowledgement(frame, end) && address.unacknowledged > 0) address.unacknowledged--;
+    if (rehoming.step === Step.Syncing) this.#endTurn(rehoming);
+    if (rehoming.settled && address.rehoming === rehoming) {
+      route.lostSince = 0;
+      if (rehoming.step === Step.Denied) address.authenticated = false;
+      else address.unacknowledged = Math.max(0, address.unacknowledged - rehoming.given);
+      this.#endRehoming(address);
+    }
+    return heard;
+  }
+
+  // ── As the socket of a document that this node owns ──────────────────────────────────────────
+
+  /** What this node's Hocuspocus sends while documents of this socket move. @param {Uint8Array} data */
+  #fromLocal(data) {
+    const end = addressEnd(data);
+    if (end !== -1) {
+      const name = readAddress(data, end);
+      if (this.#dropped.has(documentOf(name))) return;
+      const route = this.#routes.get(documentOf(name));
+      const address = route?.addresses.get(name);
+      if (route !== undefined && address !== undefined && address.rehoming !== null) {
+        if (!this.#rehomed(route, address, data, end)) return;
+      }
+    }
+    this.#send(data);
+  }
+
+  /** @param {string} name */
+  has(name) {
+    const route = this.#routes.get(name);
+    return route !== undefined && (route.local || (route.sealed && route.stream === null));
+  }
+
+  authenticating() {
+    return authenticatingOf(this.#local);
+  }
+
+  /** Frames wait here from now on. @param {string} name */
+  seal(name) {
+    const route = /** @type {Route} */ (this.#routes.get(name));
+    route.local = false;
+    route.sealed = true;
+    this.#hold(route);
+  }
+
+  /** Frames of those that have not shown a token yet go with the others. @param {string} name */
+  giveBackQueued(name) {
+    this.#routes.get(name)?.held?.unshift(...forgetQueued(this.#local, name));
+  }
+
+  /** The document stays. @param {string} name */
+  unseal(name) {
+    const route = this.#routes.get(name);
+    if (route === undefined || !route.sealed || route.stream !== null) return;
+    route.sealed = false;
+    route.local = true;
+    route.heldBytes = 0;
+    for (const frame of route.takeWaiting()) this.#local.handleMessage(frame);
+  }
+
+  /** Hocuspocus says nothing more about it here. @param {string} name */
+  mark(name) {
+    this.#dropped.add(name);
+  }
+
+  /** It has left this node. @param {string} name @param {import('./handoff.js').Marker} marker */
+  released(name, marker) {
+    this.#dropped.delete(name);
+    const route = this.#routes.get(name);
+    if (route !== undefined && route.sealed && route.stream === null) this.#rehome(route, marker);
+  }
+
+  // ─────────────────────────────────────────────────────────────────────────────────────────────
+
   /** @param {Route} route */
   #hold(route) {
+    // What is held already has waited since then.
+    if (route.held === null) route.heldSince = Date.now();
     route.held ??= [];
-    route.heldSince = Date.now();
   }
 
   /**
@@ -347,17 +852,31 @@ export class EdgeSocket {
     return this.#local.hasAuthenticated === true;
   }
 
-  /** A frame for a document that is not, or not yet, on this node. */
+  /**
+   * A frame for a document that is not, or not yet, on this node.
+   *
+   * @param {Route} route
+   * @param {Address} address
+   * @param {Uint8Array} data
+   */
   #elsewhere(route, address, data) {
-    const type = data[/** @type {Uint8Array} */ (this.#lastHead).length];
+    const end = /** @type {Uint8Array} */ (this.#lastHead).length;
+    const type = data[end];
     if (route.refused !== null) {
       if (type === MessageType.Auth) {
-        this.#incoming.send(permissionDenied(address, route.refused));
+        this.#send(permissionDenied(address.address, route.refused));
         this.#forgetRoute(route);
       }
       return;
     }
-    if (!this.#authenticated.has(address) && !this.#admit(address, type, data.length)) return;
+    // What this node itself has authenticated waits here while it may not serve.
+    const known = address.authenticated || this.#local.documentConnections?.[address.address] !== undefined;
+    if (!known && !this.#admit(address, type, data.length)) return;
+    if (asksAcknowledgement(data, end)) address.unacknowledged++;
+    if (type === MessageType.Awareness && address.clients.size === 0) {
+      for (const { client, present } of awarenessOf(data, end)) if (present) address.clients.add(client);
+    }
+    if (address.rehoming !== null) return this.#onItsWay(route, address, data, end);
     if (route.held !== null) {
       if (!this.#fits(route, data)) return;
       // The buffer may be the socket's own.
@@ -370,7 +889,27 @@ export class EdgeSocket {
     stream.sendFrame(data);
   }
 
+  /** A frame for an address that is being re-homed. */
+  #onItsWay(route, address, data, end) {
+    const rehoming = /** @type {Rehoming} */ (address.rehoming);
+    if (data[end] === MessageType.Close && (rehoming.step === Step.Waiting || rehoming.step === Step.Asked)) {
+      this.#withdraw(route, address, rehoming.waiting);
+      return;
+    }
+    if (rehoming.ofLocal && !address.readOnly && rehoming.step !== Step.Syncing && isAnswer(data, end)) {
+      rehoming.owe();
+      address.unacknowledged++;
+    }
+    if (route.local && !this.#edge.context.core.serves()) {
+      if (this.#fits(route, data)) rehoming.keep(data);
+    } else if (rehoming.fromClient(data, end, this.#ports(route))) {
+      this.#fits(route, data);
+    }
+  }
+
   #forgetRoute(route) {
+    this.#sentTo = null;
+    this.#sentHead = null;
     this.#routes.delete(route.name);
     if (this.#lastRoute === route) {
       this.#lastRoute = null;
@@ -388,25 +927,24 @@ export class EdgeSocket {
   /** Hocuspocus' limits for what is not authenticated, over all owners of this socket's documents. */
   #admit(address, type, length) {
     const { limits, log } = this.#edge.context;
-    let pending = this.#pending.get(address);
-    if (pending === undefined) {
+    if (address.pending === null || !this.#pending.has(address)) {
       const local = this.#local.getPendingDocumentCount?.() ?? 0;
       if (this.#pending.size + local >= limits.maxPendingDocuments) {
         log.debug('limit', 'a socket opened too many documents before authenticating');
         this.close(RESET.code, RESET.reason);
         return false;
       }
-      pending = { bytes: 0, messages: 0 };
-      this.#pending.set(address, pending);
+      address.pending = { bytes: 0, messages: 0 };
+      this.#pending.add(address);
     }
     if (type === MessageType.Auth) return true;
-    pending.bytes += length;
-    pending.messages += 1;
+    address.pending.bytes += length;
+    address.pending.messages += 1;
     let bytes = this.#local.getQueuedBytes?.() ?? 0;
     let messages = this.#local.getQueuedMessageCount?.() ?? 0;
-    for (const one of this.#pending.values()) {
-      bytes += one.bytes;
-      messages += one.messages;
+    for (const { pending } of this.#pending) {
+      bytes += pending?.bytes ?? 0;
+      messages += pending?.messages ?? 0;
     }
     if (bytes <= limits.maxUnauthenticatedQueueSize && messages <= limits.maxUnauthenticatedQueueMessages) {
       return true;
@@ -418,31 +956,56 @@ export class EdgeSocket {
 
   /** A frame from an owner, for the client. @param {EdgeStream} stream @param {Uint8Array} bytes */
   deliver(stream, bytes) {
-    this.#observe(bytes);
+    if (!this.#observe(bytes)) return;
     const incoming = this.#incoming;
     const backlog = incoming.bufferedAmount ?? 0;
     // What the socket keeps must not keep a whole drained buffer alive.
-    incoming.send(backlog === 0 ? bytes : bytes.slice());
+    this.#send(backlog === 0 ? bytes : bytes.slice());
     if (backlog > SLOW) {
       stream.pause(true);
       this.#edge.slow.add(this);
     }
   }
 
+  /** Whether the client is to have it. @param {Uint8Array} bytes */
   #observe(bytes) {
-    const end = addressEnd(bytes);
-    const type = bytes[end];
-    if (type !== MessageType.Auth && type !== MessageType.Close) return;
-    const address = readAddress(bytes, end);
-    if (type === MessageType.Close) {
-      this.#authenticated.delete(address);
-    } else if (bytes[end + 1] === AuthType.Authenticated) {
-      this.#pending.delete(address);
-      this.#authenticated.add(address);
-      this.#local.hasAuthenticated = true;
-    } else if (bytes[end + 1] === AuthType.PermissionDenied) {
-      this.#pending.delete(address);
+    if (!startsWith(bytes, this.#sentHead)) {
+      const end = addressEnd(bytes);
+      if (end === -1) return true;
+      const name = readAddress(bytes, end);
+      this.#sentHead = bytes.slice(0, end);
+      const route = this.#routes.get(documentOf(name));
+      this.#sentTo = route === undefined ? null : { route, address: route.at(name) };
     }
+    if (this.#sentTo === null) return true;
+    const end = /** @type {Uint8Array} */ (this.#sentHead).length;
+    const { route, address } = this.#sentTo;
+    if (address.rehoming !== null && !this.#rehomed(route, address, bytes, end)) return false;
+    switch (bytes[end]) {
+      case MessageType.SyncStatus:
+        if (isAcknowledgement(bytes, end) && address.unacknowledged > 0) address.unacknowledged--;
+        break;
+      case MessageType.Close:
+        address.authenticated = false;
+        break;
+      case MessageType.Auth:
+        if (bytes[end + 1] === AuthType.Authenticated) {
+          this.#admitted(address);
+          address.authenticated = true;
+          address.readOnly = scopeOf(bytes, end) === 'readonly';
+          this.#local.hasAuthenticated = true;
+        } else if (bytes[end + 1] === AuthType.PermissionDenied) {
+          this.#admitted(address);
+          address.authenticated = false;
+        }
+    }
+    return true;
+  }
+
+  /** @param {Address} address */
+  #admitted(address) {
+    this.#pending.delete(address);
+    address.pending = null;
   }
 
   checkSlow() {
@@ -451,13 +1014,22 @@ export class EdgeSocket {
     for (const stream of this.#streams.values()) stream.pause(false);
   }
 
-  /** The owner does not have a document (any more); it returns the frames it gets. */
-  moved(stream, name, node) {
+  /**
+   * The owner does not have a document (any more), or is about to give it away; it returns the frames
+   * it gets.
+   *
+   * @param {EdgeStream} stream
+   * @param {string} name
+   * @param {Moved & { sealed?: boolean }} moved
+   */
+  moved(stream, name, moved) {
     const route = this.#routes.get(name);
+    // Also where its frames go elsewhere by now: they may come back to this owner, which would return them for ever.
+    stream.send(Kind.Settle, encoder.encode(name));
     if (route === undefined || route.stream !== stream) return;
     this.#hold(route);
-    route.movedTo = node;
-    stream.send(Kind.Settle, encoder.encode(name));
+    route.movedTo = moved;
+    route.sealed = moved.sealed === true;
   }
 
   returned(stream, frame) {
@@ -472,7 +1044,21 @@ export class EdgeSocket {
   settled(stream, name) {
     const route = this.#routes.get(name);
     if (route === undefined || route.stream !== stream || route.movedTo === null) return;
-    const target = this.#edge.context.router.member(route.movedTo);
+    const { router } = this.#edge.context;
+    const { node, epoch, decided } = route.movedTo;
+    route.movedTo = null;
+    if (route.marker !== null) return this.#rehome(route, route.marker);
+    if (route.stays) return this.unsealed(stream, name);
+    if (route.sealed) return;
+    // An owner that does not have it any more cannot have authenticated anybody for it.
+    this.#restart(route);
+    if (!decided || epoch !== router.stamp) {
+      // Its view is older than ours or newer: its word would place the document under one view, and
+      // the ring under another; and what was placed by word does not follow the ring.
+      setTimeout(() => this.#retry(route), OTHER_VIEW).unref();
+      return;
+    }
+    const target = router.member(node);
     if (target === undefined || (!target.own && target.link === null)) {
       this.close(RECONNECT, 'SmartRoute: the owner is not known here yet, reconnect');
       return;
@@ -480,30 +1066,96 @@ export class EdgeSocket {
     this.#assign(route, target, true);
   }
 
+  /** Addresses on their way wait for another owner again, with what came back of theirs. @param {Route} route */
+  #restart(route) {
+    for (const address of route.addresses.values()) {
+      const before = address.rehoming;
+      if (before === null) continue;
+      const back = take(route.returned, (frame) => addressOf(frame) === address.address && !before.isOwn(frame));
+      this.#beginRehoming(address, before, [...back, ...before.waiting]);
+    }
+  }
+
+  /** The owner has said all it has to say about a document. @param {EdgeStream} stream @param {import('./handoff.js').Marker} marker */
+  marked(stream, marker) {
+    const route = this.#routes.get(marker.document);
+    if (route === undefined || route.stream !== stream) return;
+    if (route.movedTo === null) this.#rehome(route, marker);
+    else route.marker = marker;
+  }
+
+  /** The owner keeps the document after all. @param {EdgeStream} stream @param {string} name */
+  unsealed(stream, name) {
+    const route = this.#routes.get(name);
+    if (route === undefined || route.stream !== stream || !route.sealed) return;
+    // It still returns what is on its way to it.
+    route.stays = route.movedTo !== null;
+    if (route.stays) return;
+    route.sealed = false;
+    route.heldBytes = 0;
+    for (const frame of route.takeWaiting()) stream.sendFrame(frame);
+  }
+
   /** @param {EdgeStream} stream */
   streamClosed(stream, code, reason) {
     this.#streams.delete(stream.nodeId);
-    this.close(code, reason);
+    if (this.#closed) return;
+    // Hocuspocus closed it, as on one server. The other code says that this node's way to the owner, or
+    // the owner itself, is gone: the client need not know.
+    if (code !== RECONNECT || this.#edge.isDestroyed) return this.close(code, reason);
+    const routes = [...this.#routes.values()].filter((route) => route.stream === stream);
+    const now = Date.now();
+    const { migrationTimeout } = this.#edge.context.options;
+    for (const route of routes) {
+      // Whoever has not been let in yet waits since it came.
+      route.lostSince ||= route.hasAddress(({ isKnown }) => isKnown) ? now : route.openedAt;
+      if (now - route.lostSince >= migrationTimeout) return this.close(code, reason);
+    }
+    for (const route of routes) if (!this.#closed) this.#rehome(route, null);
+  }
+
+  /** Looks again where a held document's frames are to go. Whether it is one that waits for that. */
+  #retry(route) {
+    if (this.#closed || route.held === null || route.movedTo !== null || route.sealed) return false;
+    this.#resolve(route);
+    return true;
+  }
+
+  /** This node may serve again, or more than before. */
+  rightChanged() {
+    for (const route of [...this.#routes.values()]) this.granted(route.name);
+  }
+
+  /** This node may serve a document that waits. @param {string} name */
+  granted(name) {
+    const route = this.#routes.get(name);
+    if (route === undefined || this.#closed || this.#retry(route) || !route.local) return;
+    for (const { rehoming } of route.addresses.values()) rehoming?.resume(this.#ports(route));
   }
 
   viewChanged() {
     for (const route of [...this.#routes.values()]) {
+      const retried = this.#retry(route);
       if (this.#closed) return;
-      if (route.held !== null && route.movedTo === null) {
-        this.#resolve(route);
-      } else if (this.#outdated(route)) {
-        this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
-      }
+      if (!retried && !route.sealed) this.#review(route);
     }
   }
 
-  /** @param {Route} route */
-  #outdated(route) {
-    if (route.refused !== null) return false;
-    const found = this.#edge.context.router.route(route.name);
-    if (found === undefined || found.decided || route.decided) return true;
-    const { target } = found;
-    return target.own ? !route.local : route.stream?.nodeId !== target.node.id;
+  /** What is to be done where a document has another owner under a new view, and its old one says nothing. */
+  #review(route) {
+    const { router, fence, options } = this.#edge.context;
+    const target = router.owner(route.name);
+    if (route.refused !== null) {
+      if (target?.own) this.#forgetRoute(route);
+    } else if (route.local && target !== undefined && !target.own) {
+      if (options.misroute === 'reject') return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
+      if (fence.holds(route.name)) return;
+      // Nobody has been let in yet.
+      route.local = false;
+      this.#hold(route);
+      this.giveBackQueued(route.name);
+      this.#resolve(route);
+    }
   }
 
   addRoutes(routes) {
@@ -516,8 +1168,16 @@ export class EdgeSocket {
   tick(now) {
     const { options } = this.#edge.context;
     for (const route of this.#routes.values()) {
-      if (route.held !== null && now - route.heldSince > options.migrationTimeout) {
+      // A seal has its own end.
+      if (route.held !== null && !route.sealed && now - route.heldSince > options.migrationTimeout) {
         this.close(RECONNECT, 'SmartRoute: no owner in time, reconnect');
+        return;
+      }
+      for (const { rehoming } of route.addresses.values()) {
+        if (rehoming === null) continue;
+        const patience = rehoming.step === Step.Asked ? TOKEN : options.migrationTimeout;
+        if (now - rehoming.since <= patience) continue;
+        this.close(RECONNECT, 'SmartRoute: the document moved, and the client did not follow in time, reconnect');
         return;
       }
     }
@@ -589,13 +1249,17 @@ class EdgeStream {
       case Kind.Frame:
         return this.#socket.deliver(this, bytes);
       case Kind.Moved: {
-        const { document, node } = JSON.parse(decoder.decode(bytes));
-        return this.#socket.moved(this, document, node);
+        const { document, ...moved } = JSON.parse(decoder.decode(bytes));
+        return this.#socket.moved(this, document, moved);
       }
       case Kind.Return:
         return this.#socket.returned(this, bytes);
       case Kind.Settled:
         return this.#socket.settled(this, decoder.decode(bytes));
+      case Kind.Marker:
+        return this.#socket.marked(this, readMarker(bytes));
+      case Kind.Unsealed:
+        return this.#socket.unsealed(this, decoder.decode(bytes));
     }
   }
 
@@ -603,4 +1267,29 @@ class EdgeStream {
   closed(code, reason) {
     this.#socket.streamClosed(this, code, reason);
   }
+}
+
+/** @param {Uint8Array} frame */
+function addressOf(frame) {
+  return readAddress(frame, addressEnd(frame));
+}
+
+/** @param {Uint8Array} frame */
+const isClose = (frame) => frame[addressEnd(frame)] === MessageType.Close;
+
+/**
+ * Removes what `which` picks from a list, and answers it.
+ *
+ * @param {Uint8Array[]} list
+ * @param {(frame: Uint8Array) => boolean} which
+ */
+function take(list, which) {
+  const taken = [];
+  let left = 0;
+  for (const frame of list) {
+    if (which(frame)) taken.push(frame);
+    else list[left++] = frame;
+  }
+  list.length = left;
+  return taken;
 }

@@ -37,10 +37,48 @@ export const codes = Object.freeze(
      */
     CONTEXT: 'ERR_SMARTROUTE_CONTEXT',
     /**
+     * The id of this node belongs to one that runs and answers, so this one does not start:
+     * `listen()` rejects and its port is closed. The other node is untouched.
+     */
+    ID_TAKEN: 'ERR_SMARTROUTE_ID_TAKEN',
+    /** The node that a document was to move to is leaving, or does not answer. Nothing changed. */
+    UNHEALTHY: 'ERR_SMARTROUTE_UNHEALTHY',
+    /** The document is on its way to another node already, or has gone on to one. */
+    MOVING: 'ERR_SMARTROUTE_MOVING',
+    /** A pin was refused: there are 4,096 already, or the name is too long. Nothing changed. */
+    PINS: 'ERR_SMARTROUTE_PINS',
+    /** Redis did not answer a `resync()` within `leaseDuration`; the message says why. Nothing changed. */
+    STORE: 'ERR_SMARTROUTE_STORE',
+    /**
      * The listener of its own that `linkPort` asks for could not listen; `cause` is the system's
      * error. The node has not joined the cluster and holds no document.
      */
     LINK_PORT: 'ERR_SMARTROUTE_LINK_PORT',
+    /**
+     * A payload, or what a handler answered, cannot be cloned or is too long; `cause` says what is wrong
+     * with it. A payload was not sent; an answer comes from a handler that has run.
+     */
+    PAYLOAD: 'ERR_SMARTROUTE_PAYLOAD',
+    /** No answer came in time. What was asked for may have been done, may still be, or not. */
+    TIMEOUT: 'ERR_SMARTROUTE_TIMEOUT',
+    /**
+     * The node that was asked ended, or lost its place in the cluster, or the link to it broke before its
+     * answer came. What was asked for may have been done, or not.
+     */
+    INTERRUPTED: 'ERR_SMARTROUTE_INTERRUPTED',
+    /** The node to ask was not reached in time, or no node served the document. Nothing was done. */
+    UNREACHABLE: 'ERR_SMARTROUTE_UNREACHABLE',
+    /** Too much is under way to that node already, or at it. Nothing was done; try again later. */
+    BUSY: 'ERR_SMARTROUTE_BUSY',
+    /** The node that owns the document has no handler of that name. Nothing was done. */
+    NO_HANDLER: 'ERR_SMARTROUTE_NO_HANDLER',
+    /** `onlyIfOpen` was set and the document is not open. Nothing was done. */
+    NOT_OPEN: 'ERR_SMARTROUTE_NOT_OPEN',
+    /**
+     * Something was about to load a document on a node that does not own it. It was not loaded. The
+     * message names the owner and what to use instead.
+     */
+    NOT_OWNER: 'ERR_SMARTROUTE_NOT_OWNER',
   }),
 );
 

@@ -4,10 +4,23 @@
  */
 
 /** Message types that matter on the way; the rest is Hocuspocus' business. */
-export const MessageType = Object.freeze({ Auth: 2, Close: 7 });
+export const MessageType = Object.freeze({
+  Sync: 0,
+  Awareness: 1,
+  Auth: 2,
+  QueryAwareness: 3,
+  SyncReply: 4,
+  Close: 7,
+  SyncStatus: 8,
+});
 
-/** What follows `MessageType.Auth` from a server. */
-export const AuthType = Object.freeze({ PermissionDenied: 1, Authenticated: 2 });
+/** What follows `MessageType.Auth`: `Token` from a client, or as a request from a server. */
+export const AuthType = Object.freeze({ Token: 0, PermissionDenied: 1, Authenticated: 2 });
+
+/** What follows `MessageType.Sync` and `SyncReply`; y-protocols/sync. */
+export const SyncType = Object.freeze({ Step1: 0, Step2: 1, Update: 2 });
+
+const NOTHING = new Uint8Array(0);
 
 const decoder = new TextDecoder('utf-8');
 const encoder = new TextEncoder();
@@ -80,14 +93,153 @@ export function permissionDenied(address, reason) {
   ]);
 }
 
+/**
+ * Asks a client for its token, as Hocuspocus does: every provider answers with a fresh one.
+ *
+ * @param {string} address
+ */
+export function tokenRequest(address) {
+  return Uint8Array.from([...varString(address), MessageType.Auth, AuthType.Token]);
+}
+
+/**
+ * What a client that knows `vector` would ask a server: answered by what it lacks, and by the
+ * server's own question.
+ *
+ * @param {string} address
+ * @param {Uint8Array} vector state vector of Yjs
+ */
+export function syncStep1(address, vector) {
+  return joined([...varString(address), MessageType.Sync, SyncType.Step1, ...varUint(vector.length)], vector);
+}
+
+/** Asks a client for the awareness states it knows. @param {string} address */
+export function queryAwareness(address) {
+  return Uint8Array.from([...varString(address), MessageType.QueryAwareness]);
+}
+
+/** What Hocuspocus answers to an update that it has applied. @param {string} address */
+export function acknowledgement(address) {
+  return Uint8Array.from([...varString(address), MessageType.SyncStatus, 1]);
+}
+
+/** Whether a server's frame is one of those. @param {Uint8Array} frame @param {number} end where its address ends */
+export const isAcknowledgement = (frame, end) => frame[end] === MessageType.SyncStatus && frame[end + 1] === 1;
+
+/**
+ * An awareness frame without the states of other clients than these.
+ *
+ * @param {Uint8Array} frame
+ * @param {number} end where its address ends
+ * @param {ReadonlySet<number>} clients
+ */
+export function onlyAwarenessOf(frame, end, clients) {
+  const kept = awarenessOf(frame, end).filter(({ client }) => clients.has(client));
+  const states = [...varUint(kept.length), ...kept.flatMap(({ bytes }) => [...bytes])];
+  return Uint8Array.from([...frame.subarray(0, end + 1), ...varUint(states.length), ...states]);
+}
+
+/**
+ * The states in an awareness frame: y-protocols/awareness, `encodeAwarenessUpdate`.
+ *
+ * @param {Uint8Array} frame
+ * @param {number} end where its address ends
+ * @returns {{ client: number, present: boolean, bytes: Uint8Array }[]} nothing where it is malformed
+ */
+export function awarenessOf(frame, end) {
+  const reader = new Reader(frame, end + 1);
+  reader.uint();
+  const states = [];
+  for (let left = reader.uint(); left > 0; left--) {
+    const from = reader.at;
+    const client = reader.uint();
+    reader.uint();
+    const state = reader.bytes();
+    if (reader.failed) return [];
+    states.push({ client, present: decoder.decode(state) !== 'null', bytes: frame.subarray(from, reader.at) });
+  }
+  return states;
+}
+
+/**
+ * The Yjs update that a client's frame carries; `null` where it has none.
+ *
+ * @param {Uint8Array} frame
+ * @param {number} end where its address ends
+ */
+export function updateOf(frame, end) {
+  if (!isSync(frame, end) || (frame[end + 1] !== SyncType.Update && frame[end + 1] !== SyncType.Step2)) return null;
+  const reader = new Reader(frame, end + 2);
+  const update = reader.bytes();
+  return reader.failed ? null : update;
+}
+
+/** @param {Uint8Array} frame @param {number} end where its address ends */
+export function isSync(frame, end) {
+  return frame[end] === MessageType.Sync || frame[end] === MessageType.SyncReply;
+}
+
+/** The scope that Hocuspocus grants with Authenticated. @param {Uint8Array} frame @param {number} end */
+export function scopeOf(frame, end) {
+  return decoder.decode(new Reader(frame, end + 2).bytes());
+}
+
+/** lib0's encoding, as far as it is needed. */
+class Reader {
+  failed = false;
+
+  /** @param {Uint8Array} frame @param {number} at */
+  constructor(frame, at) {
+    this.frame = frame;
+    this.at = at;
+  }
+
+  uint() {
+    let value = 0;
+    for (let factor = 1; ; factor *= 128) {
+      const byte = this.frame[this.at++];
+      if (byte === undefined || factor > 2 ** 49) {
+        this.failed = true;
+        return 0;
+      }
+      value += (byte & 0x7f) * factor;
+      if (byte < 0x80) return value;
+    }
+  }
+
+  bytes() {
+    const length = this.uint();
+    const end = this.at + length;
+    if (this.failed || end > this.frame.length) {
+      this.failed = true;
+      return NOTHING;
+    }
+    const bytes = this.frame.subarray(this.at, end);
+    this.at = end;
+    return bytes;
+  }
+}
+
 /** @param {string} text */
 function varString(text) {
   const bytes = encoder.encode(text);
-  const head = [];
-  let length = bytes.length;
-  while (length > 0x7f) {
-    head.push(0x80 | (length & 0x7f));
-    length = Math.floor(length / 128);
+  return [...varUint(bytes.length), ...bytes];
+}
+
+/** @param {number} value */
+function varUint(value) {
+  const bytes = [];
+  while (value > 0x7f) {
+    bytes.push(0x80 | (value & 0x7f));
+    value = Math.floor(value / 128);
   }
-  return [...head, length, ...bytes];
+  return [...bytes, value];
+}
+
+/** @param {number[]} head @param {Uint8Array} rest */
+function joined(head, rest) {
+  const bytes = new Uint8Array(head.length + rest.length);
+  bytes.set(head);
+  bytes.set(rest, head.length);
+  return bytes;
 }

@@ -8,37 +8,21 @@ import { connect as connectTls } from 'node:tls';
 import { connect as connectTcp, Socket } from 'node:net';
 
 import { SmartRouteError, codes } from './errors.js';
-import { isLoopback } from './options.js';
+import { LINK_PATH, PREFIX, isLoopback } from './options.js';
 
-/** Everything of SmartRoute's own on a public port lives below this path. */
-const PREFIX = '/.smartroute/';
-const LINK_PATH = `${PREFIX}link`;
-
-/** For tests: `pipe` sends all links through this thread. */
-const forcedPipe = () => process.env.SMARTROUTE_LINK_IO === 'pipe';
+/** For tests: `pipe` sends all links through this thread's sockets, `tokio` lets tokio read them. */
+const forced = (io) => process.env.SMARTROUTE_LINK_IO === io;
 
 /** @param {import('node:http').IncomingMessage} request */
 const pathOf = (request) => (request.url ?? '').split('?', 1)[0];
 
-/** @param {import('node:http').IncomingMessage} request */
-export function isOurs(request) {
-  return pathOf(request).startsWith(PREFIX);
-}
-
 /** @param {import('../index.js').ResolvedConfiguration} options */
 export function dialsThroughPipe(options) {
-  return options.linkTls !== undefined || forcedPipe();
+  return options.linkTls !== undefined || forced('pipe');
 }
 
-/**
- * Answers a plain request below our path: only upgrades are served there.
- *
- * @param {import('node:http').ServerResponse} response
- */
-export function answerPlain(response) {
-  response.writeHead(426, { 'Content-Type': 'text/plain', Upgrade: 'smartroute', Connection: 'Upgrade' });
-  response.end('This path is for links between SmartRoute nodes.\n');
-}
+/** Whether this thread's event loop is to watch the links, where it can. */
+export const pollsLinks = () => !forced('tokio');
 
 export class LinkSockets {
   #core;
@@ -48,16 +32,20 @@ export class LinkSockets {
   #pipes = new Map();
   /** @type {import('node:http').Server | null} */
   #listener = null;
+  #destroyed = false;
+  #answer;
 
   /**
    * @param {import('./core.js').Core} core
    * @param {import('../index.js').ResolvedConfiguration} options
    * @param {import('./log.js').Log} log
+   * @param {import('node:http').RequestListener} answer answers plain requests on the listener of its own
    */
-  constructor(core, options, log) {
+  constructor(core, options, log, answer) {
     this.#core = core;
     this.#options = options;
     this.#log = log;
+    this.#answer = answer;
   }
 
   /**
@@ -69,7 +57,7 @@ export class LinkSockets {
    * @returns {boolean} whether the socket was taken
    */
   upgrade(request, socket, head) {
-    if (!isOurs(request)) return false;
+    if (!pathOf(request).startsWith(PREFIX)) return false;
     if (this.#options.linkPort !== undefined) {
       refuse(socket, 404, 'links of this node have a port of their own');
     } else {
@@ -108,15 +96,16 @@ export class LinkSockets {
     socket.on('data', (chunk) => {
       if (!native.pipeFeed(pipe, chunk)) socket.pause();
     });
-    socket.on('error', (error) => this.#lost(pipe, error.message));
+    // Of several addresses that failed, Node's error has the code and no message.
+    socket.on('error', (error) => this.#lost(pipe, error.message || error.code, error.code));
     socket.on('close', () => this.#lost(pipe, 'the connection closed'));
     socket.resume();
   }
 
-  #lost(pipe, reason) {
+  #lost(pipe, reason, code) {
     this.#pipes.get(pipe)?.destroy();
     this.#pipes.delete(pipe);
-    this.#core.native.pipeClosed(pipe, reason);
+    this.#core.native.pipeClosed(pipe, reason, code);
   }
 
   /** The core wants a connection. @param {number} pipe @param {{ host: string, port: number }} target */
@@ -150,7 +139,7 @@ export class LinkSockets {
     this.#core.native.pipeClosed(pipe, 'link closed');
     // Lets what was written leave first (a refusal, say); a peer that never reads is cut off.
     socket?.end();
-    setTimeout(() => socket?.destroy(), 1_000).unref();
+    if (socket !== undefined) hangUp(socket);
   }
 
   /**
@@ -161,7 +150,7 @@ export class LinkSockets {
   async listen() {
     const { linkPort, linkHost } = this.#options;
     if (linkPort === undefined) return undefined;
-    const server = createServer((request, response) => answerPlain(response));
+    const server = createServer(this.#answer);
     server.on('upgrade', (request, socket, head) => this.#take(request, socket, head));
     await new Promise((resolve, reject) => {
       server.once('error', (cause) => {
@@ -173,27 +162,38 @@ export class LinkSockets {
           }),
         );
       });
-      server.listen({ port: linkPort, host: linkHost }, () => resolve(undefined));
+      // Workers of node:cluster would share it.
+      server.listen({ port: linkPort, host: linkHost, exclusive: true }, () => resolve(undefined));
     });
     // The public server keeps the process alive, or does not; links are no reason to.
     server.unref();
+    if (this.#destroyed) {
+      server.close();
+      return undefined;
+    }
     this.#listener = server;
     return /** @type {import('node:net').AddressInfo} */ (server.address()).port;
   }
 
   async destroy() {
+    this.#destroyed = true;
     for (const socket of this.#pipes.values()) socket.destroy();
     this.#pipes.clear();
     const listener = this.#listener;
     this.#listener = null;
-    if (listener !== null) await new Promise((resolve) => listener.close(resolve));
+    if (listener === null) return;
+    await new Promise((resolve) => {
+      listener.close(resolve);
+      // Whoever connected and says nothing must not hold this up.
+      listener.closeAllConnections();
+    });
   }
 }
 
 /** Whether the core can own this socket: a plain TCP socket whose descriptor Node shows. */
 function canHandOver(socket) {
   return (
-    !forcedPipe() &&
+    !forced('pipe') &&
     process.platform !== 'win32' &&
     socket instanceof Socket &&
     !(/** @type {any} */ (socket).encrypted) &&
@@ -209,9 +209,23 @@ function hostName(host) {
   return /^[\d.]+$|:/.test(host) ? undefined : host;
 }
 
-function refuse(socket, status, message) {
+/**
+ * Answers an upgrade with something else.
+ *
+ * @param {any} socket
+ * @param {number} status
+ * @param {string} message
+ * @param {string} [header]
+ */
+export function refuse(socket, status, message, header = '') {
   socket.end(
-    `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n` +
+    `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n${header}` +
       `Content-Length: ${Buffer.byteLength(message)}\r\n\r\n${message}`,
   );
+  hangUp(socket);
+}
+
+/** After an upgrade nobody else limits how long a peer may keep its half of the connection open. */
+function hangUp(socket) {
+  setTimeout(() => socket.destroy(), 1_000).unref();
 }

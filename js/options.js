@@ -11,6 +11,22 @@ import { BlockList, isIP } from 'node:net';
 import { inspect, types } from 'node:util';
 
 import { SmartRouteError, codes } from './errors.js';
+import { trustProxy } from './client-address.js';
+import { Redacted, prefixText, redisOption } from './redis-options.js';
+import {
+  boolean,
+  hostText,
+  integerRule,
+  isRecord,
+  isSet,
+  kind,
+  numberRule,
+  readFields,
+  shown,
+  textRule,
+  withoutBrackets,
+  wrong,
+} from './rules.js';
 
 /**
  * @import { Logger, MisrouteMode, ResolvedClusterNode, ResolvedConfiguration,
@@ -20,11 +36,20 @@ import { SmartRouteError, codes } from './errors.js';
 /** Where the secret is looked for when the option is not set. */
 const SECRET_VARIABLE = 'SMARTROUTE_CLUSTER_SECRET';
 
+/** Where the token of the management API is looked for when the option is not set. */
+const TOKEN_VARIABLE = 'SMARTROUTE_MANAGEMENT_TOKEN';
+
 /** Timers with a longer delay fire at once (Node) or overflow (32 bits). */
 const LONGEST_TIMER = 2 ** 31 - 1;
 
-/** Longest part of a wrong value that an error repeats. */
-const LONGEST_SHOWN = 60;
+/** Everything of SmartRoute's own on a public port lives below this path, where nothing else is set. */
+export const PREFIX = '/.smartroute/';
+
+/** Where links are opened. */
+export const LINK_PATH = `${PREFIX}link`;
+
+/** Least `stallTimeout`: event loops are late by tens of milliseconds without being ill. */
+const SHORTEST_STALL = 1000;
 
 /** What applies where an option is not set; its keys are the option names there are. */
 export const defaults = Object.freeze({
@@ -44,20 +69,40 @@ export const defaults = Object.freeze({
     retries: 3,
     backoffMultiplier: 2,
     maxBackoff: 30000,
+    path: '/.smartroute/health',
   }),
+  /** Derived from `healthCheck`, see `resolveOptions`. */
+  leaseDuration: undefined,
+  /** Derived from `leaseDuration`. */
+  stallTimeout: undefined,
   syncInterval: 30000,
   migrationTimeout: 60000,
+  migrationConcurrency: 16,
+  drainTimeout: 25000,
+  storeGrace: 5000,
+  rehomeAuth: /** @type {'token' | 'session'} */ ('token'),
   customRoutingFunction: undefined,
   debugMode: false,
   virtualNodes: 150,
   clusterName: 'hocuspocus',
   /** The environment variable comes first, see `resolveOptions`. */
   clusterSecret: undefined,
+  /** An extension-redis in the same server comes first, see `redisOfExtensions`. */
+  redis: undefined,
+  /** The prefix of that extension-redis comes first. */
+  redisPrefix: undefined,
   linkPort: undefined,
   linkHost: undefined,
   linkTls: undefined,
+  trustProxy: undefined,
   serializeContext: undefined,
   deserializeContext: undefined,
+  managementPort: /** @type {number | false} */ (8080),
+  managementHost: '127.0.0.1',
+  /** The environment variable comes first, see `resolveOptions`. */
+  managementToken: undefined,
+  probePort: undefined,
+  probeHost: undefined,
   logger: undefined,
 });
 
@@ -90,6 +135,8 @@ export function resolveOptions(userOptions, env = process.env) {
 
   const nodeId = option('nodeId', nodeIdText);
   const misroute = resolveMisroute(given);
+  const health = option('healthCheck', healthCheck);
+  const leaseDuration = option('leaseDuration', milliseconds) ?? patience(health);
   const resolved = Object.freeze({
     nodeId,
     nodeAddress: option('nodeAddress', dialledHost),
@@ -101,28 +148,42 @@ export function resolveOptions(userOptions, env = process.env) {
     redirectOnMisroute: misroute === 'redirect',
     onMisroute: misroute,
     misroute,
-    healthCheck: option('healthCheck', healthCheck),
+    healthCheck: health,
+    leaseDuration,
+    // A second at least: below that a busy but sound event loop would count as stalled.
+    stallTimeout: option('stallTimeout', stallMilliseconds) ?? Math.max(leaseDuration, SHORTEST_STALL),
     syncInterval: option('syncInterval', milliseconds),
     migrationTimeout: option('migrationTimeout', milliseconds),
+    migrationConcurrency: option('migrationConcurrency', concurrentMoves),
+    drainTimeout: option('drainTimeout', milliseconds),
+    storeGrace: option('storeGrace', millisecondsOrNone),
+    rehomeAuth: option('rehomeAuth', rehomeAuth),
     customRoutingFunction: option('customRoutingFunction', synchronousFunction),
     debugMode: option('debugMode', boolean),
     virtualNodes: option('virtualNodes', pointsPerNode),
     clusterName: option('clusterName', clusterNameText),
     clusterSecret: resolveSecret(given.clusterSecret, env),
+    redis: option('redis', redisOption),
+    redisPrefix: option('redisPrefix', prefixText),
     linkPort: option('linkPort', portOrAny),
     linkHost: option('linkHost', listeningHost),
     linkTls: option('linkTls', tlsOptions),
+    trustProxy: option('trustProxy', trustProxy),
     serializeContext: option('serializeContext', synchronousFunction),
     deserializeContext: option('deserializeContext', synchronousFunction),
+    managementPort: option('managementPort', portOrFalse),
+    managementHost: option('managementHost', listeningHost),
+    managementToken: resolveToken(given.managementToken, env),
+    probePort: option('probePort', portOrAny),
+    probeHost: option('probeHost', listeningHost),
     logger: option('logger', logger),
   });
 
-  if (resolved.linkHost !== undefined && resolved.linkPort === undefined) {
-    throw wrong('linkHost', 'linkPort to be set too', `linkHost ${shown(resolved.linkHost)} alone`);
-  }
+  requirePort(resolved, 'linkHost', 'linkPort');
+  requirePort(resolved, 'probeHost', 'probePort');
+  requireToken(resolved);
   requirePair(resolved, 'serializeContext', 'deserializeContext');
   requirePair(resolved, 'deserializeContext', 'serializeContext');
-  requireSecret(resolved);
   return resolved;
 }
 
@@ -147,14 +208,16 @@ export function resolveClusterNode(node, name) {
 
 /**
  * Refuses a cluster whose links could be reached from other machines while nothing protects them.
- * To be asked again whenever `clusterNodes` grows.
+ * To be asked at start, when it is known whether a Redis beside this extension keeps a secret, and
+ * again whenever `clusterNodes` grows.
  *
  * @param {Pick<ResolvedConfiguration,
- *   'enforceRouting' | 'nodeAddress' | 'clusterNodes' | 'clusterSecret'>} options
+ *   'enforceRouting' | 'nodeAddress' | 'clusterNodes' | 'clusterSecret' | 'redis'>} options
  * @throws {SmartRouteError} `ERR_SMARTROUTE_NO_SECRET`
  */
-export function requireSecret({ enforceRouting, nodeAddress, clusterNodes, clusterSecret }) {
-  if (!enforceRouting || clusterSecret || clusterNodes.length === 0) return;
+export function requireSecret({ enforceRouting, nodeAddress, clusterNodes, clusterSecret, redis }) {
+  // With Redis the nodes find a secret there, made by the first of them.
+  if (!enforceRouting || clusterSecret || redis || clusterNodes.length === 0) return;
   const exposed = [
     { name: 'nodeAddress', address: nodeAddress },
     // By id: the own entry may have been taken out, so positions are not the user's.
@@ -259,6 +322,43 @@ function secretBytes(value, whence = '') {
 }
 
 /**
+ * @param {unknown} token
+ * @param {Record<string, string | undefined>} env
+ */
+function resolveToken(token, env) {
+  if (isSet(token)) return tokenText(token);
+  return env[TOKEN_VARIABLE] ? tokenText(env[TOKEN_VARIABLE], ` in ${TOKEN_VARIABLE}`) : undefined;
+}
+
+/** @param {unknown} value @param {string} [whence] */
+function tokenText(value, whence = '') {
+  // What a header carries as it is.
+  if (typeof value === 'string' && /^[\x21-\x7e]{16,1024}$/.test(value)) return new Redacted(value);
+  throw wrong('managementToken', 'a string of 16 to 1024 printable ASCII characters without spaces', `${kind(value)}${whence}`);
+}
+
+/**
+ * Whoever reaches the management API moves documents and puts nodes out.
+ *
+ * @param {Pick<ResolvedConfiguration, 'managementPort' | 'managementHost' | 'managementToken'>} options
+ */
+function requireToken({ managementPort, managementHost, managementToken }) {
+  if (managementPort === false || managementToken !== undefined || isLoopback(managementHost)) return;
+  throw wrong(
+    'managementToken',
+    `a token, because managementHost is ${shown(managementHost)}, which is not loopback`,
+    'none',
+    `Set managementToken, or the environment variable ${TOKEN_VARIABLE}, for example to the output of: openssl rand -hex 32`,
+  );
+}
+
+/** @param {Record<string, unknown>} resolved @param {string} host @param {string} port */
+function requirePort(resolved, host, port) {
+  if (resolved[host] === undefined || resolved[port] !== undefined) return;
+  throw wrong(host, `${port} to be set too`, `${host} ${shown(resolved[host])} alone`);
+}
+
+/**
  * @param {Record<string, unknown>} resolved
  * @param {string} present
  * @param {string} missing
@@ -305,7 +405,7 @@ function nodeList(value, name) {
 function healthCheck(value, name) {
   const base = defaults.healthCheck;
   const given = readFields(value, name, /** @type {(keyof typeof base)[]} */ (Object.keys(base)), `${name}.`);
-  /** @param {keyof typeof base} field @param {(value: unknown, name: string) => number} rule */
+  /** @param {Exclude<keyof typeof base, 'path'>} field @param {(value: unknown, name: string) => number} rule */
   const field = (field, rule) => (isSet(given[field]) ? rule(given[field], `${name}.${field}`) : base[field]);
   return Object.freeze({
     interval: field('interval', milliseconds),
@@ -313,79 +413,57 @@ function healthCheck(value, name) {
     retries: field('retries', failures),
     backoffMultiplier: field('backoffMultiplier', factor),
     maxBackoff: field('maxBackoff', milliseconds),
+    path: isSet(given.path) ? requestPath(given.path, `${name}.path`) : base.path,
   });
+}
+
+/**
+ * How long a node that does not answer is waited for: the documented meaning of the fields.
+ *
+ * @param {{ interval: number, timeout: number, retries: number }} healthCheck
+ */
+function patience({ interval, timeout, retries }) {
+  return Math.min(interval + timeout * retries, LONGEST_TIMER);
 }
 
 const nodeIdText = textRule(255);
 const clusterNameText = textRule(128);
 const port = integerRule(1, 65535);
 const portOrAny = integerRule(0, 65535);
+const portOrNone = numberRule('an integer from 0 to 65535, or false', (value) => Number.isInteger(value) && value >= 0 && value <= 65535);
 const pointsPerNode = integerRule(1, 10000);
+const concurrentMoves = integerRule(1, 1024);
 const milliseconds = integerRule(1, LONGEST_TIMER, 'an integer of milliseconds');
+const millisecondsOrNone = integerRule(0, LONGEST_TIMER, 'an integer of milliseconds');
+const stallMilliseconds = integerRule(SHORTEST_STALL, LONGEST_TIMER, 'an integer of milliseconds');
 // 0 is refused because it reads both as "down at the first failure" and as "never down".
 const failures = integerRule(1, 1000);
 const factor = numberRule('a finite number of at least 1', (value) => Number.isFinite(value) && value >= 1);
 const weight = numberRule('a number above 0 and at most 1000', (value) => value > 0 && value <= 1000);
 
-/**
- * @param {number} min
- * @param {number} max
- * @param {string} [what]
- */
-function integerRule(min, max, what = 'an integer') {
-  return numberRule(
-    `${what} from ${min} to ${max}`,
-    (value) => Number.isInteger(value) && value >= min && value <= max,
-  );
+/** @param {unknown} value @param {string} name @returns {number | false} */
+function portOrFalse(value, name) {
+  return value === false ? value : portOrNone(value, name);
 }
 
-/**
- * @param {string} allowed
- * @param {(value: number) => boolean} fits
- */
-function numberRule(allowed, fits) {
-  /** @param {unknown} value @param {string} name @returns {number} */
-  return (value, name) => {
-    if (typeof value === 'number' && fits(value)) return value;
-    // Environment variables are text. Converting silently would also take '' for 0.
-    const isNumeric = typeof value === 'string' && value.trim() !== '' && Number.isFinite(Number(value));
-    throw wrong(name, allowed, shown(value), isNumeric ? `Convert the text first: Number(${shown(value)}).` : '');
-  };
-}
-
-/** @param {number} maxBytes */
-function textRule(maxBytes) {
-  /** @param {unknown} value @param {string} name @returns {string} */
-  return (value, name) => {
-    if (
-      typeof value === 'string' &&
-      value !== '' &&
-      Buffer.byteLength(value) <= maxBytes &&
-      // Text that is not well-formed changes on its way to UTF-8: two ids could become one.
-      value.isWellFormed() &&
-      !/\p{Cc}/u.test(value)
-    ) {
-      return value;
-    }
-    throw wrong(
-      name,
-      `well-formed text of 1 to ${maxBytes} bytes in UTF-8 without control characters`,
-      shown(value),
-    );
-  };
-}
-
-/** @param {unknown} value @param {string} name @returns {boolean} */
-function boolean(value, name) {
-  if (typeof value === 'boolean') return value;
-  const isWord = value === 'true' || value === 'false';
-  throw wrong(name, 'true or false', shown(value), isWord ? "Compare the text first: value === 'true'." : '');
+/** @param {unknown} value @param {string} name @returns {string} */
+function requestPath(value, name) {
+  const allowed = 'a request path such as "/health": "/", then up to 200 of A-Z a-z 0-9 . _ ~ / -';
+  if (typeof value !== 'string' || !/^\/[\w.~/-]{1,200}$/.test(value)) throw wrong(name, allowed, shown(value));
+  if (value === LINK_PATH) throw wrong(name, `${allowed}, but not where links are opened`, shown(value));
+  return value;
 }
 
 /** @param {unknown} value @param {string} name @returns {MisrouteMode} */
 function misrouteMode(value, name) {
   if (value === 'proxy' || value === 'redirect' || value === 'reject') return value;
   throw wrong(name, '"proxy", "redirect" or "reject"', shown(value));
+}
+
+/** @param {unknown} value @param {string} name @returns {'token' | 'session'} */
+function rehomeAuth(value, name) {
+  if (value === 'token' || value === 'session') return value;
+  throw wrong(name, '"token" or "session"', shown(value));
 }
 
 /**
@@ -438,173 +516,4 @@ function dialledHost(value, name) {
 /** @param {unknown} value @param {string} name */
 function listeningHost(value, name) {
   return hostText(value, name, 'a host name, an IPv4 or an IPv6 address to listen on, without scheme or port');
-}
-
-/**
- * @param {unknown} value
- * @param {string} name
- * @param {string} allowed
- */
-function hostText(value, name, allowed) {
-  if (typeof value === 'string') {
-    const host = withoutBrackets(value);
-    if (isIP(host) || isHostName(host)) return host;
-  }
-  let hint = '';
-  if (typeof value === 'string' && value.includes('://')) {
-    hint = 'Leave the scheme out.';
-  } else if (typeof value === 'string' && /^(\[[^\]]*\]|[^:]*):\d+$/.test(value)) {
-    hint = `The port goes into ${name.replace(/(Address|Host)$/, 'Port').replace(/address$/, 'port')}.`;
-  }
-  throw wrong(name, allowed, shown(value), hint);
-}
-
-/** @param {string} address */
-function withoutBrackets(address) {
-  const inner = /^\[(.*)\]$/.exec(address)?.[1];
-  return inner !== undefined && isIP(inner) === 6 ? inner : address;
-}
-
-/**
- * RFC 1123, and underscores, which container networks put into names. A name whose last label is a
- * number is none: resolvers take `127.1` or `0x7f.1` for IPv4 and do not agree on which.
- *
- * @param {string} text
- */
-function isHostName(text) {
-  const labels = text.replace(/\.$/, '').split('.');
-  return (
-    text.length <= 253 &&
-    labels.every((label) => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/i.test(label)) &&
-    !/^(\d+|0x[0-9a-f]*)$/i.test(labels[labels.length - 1])
-  );
-}
-
-// Reading what the user passed, and saying what is wrong with it.
-
-/** @param {unknown} value */
-function isSet(value) {
-  return value !== undefined && value !== null;
-}
-
-/** @param {unknown} value @returns {value is Record<string, unknown>} */
-function isRecord(value) {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-/**
- * Reads each field once, so that what was checked is what is used even where a getter answers
- * differently every time. Inherited fields count; names that are not known are refused.
- *
- * @template {string} K
- * @param {unknown} source
- * @param {string} name what errors call the object
- * @param {readonly K[]} fields
- * @param {string} prefix what errors put before a field's name
- * @returns {Record<K, unknown>}
- */
-function readFields(source, name, fields, prefix) {
-  if (!isRecord(source)) throw wrong(name, `an object with some of ${fields.join(', ')}`, shown(source));
-  for (const key of Object.keys(source)) {
-    if (!fields.includes(/** @type {K} */ (key))) throw unknownName(key, fields, prefix);
-  }
-  return /** @type {Record<K, unknown>} */ (Object.fromEntries(fields.map((field) => [field, source[field]])));
-}
-
-/**
- * Never mentions the value: it may be the secret under a mistyped name.
- *
- * @param {string} key
- * @param {readonly string[]} known
- * @param {string} prefix
- */
-function unknownName(key, known, prefix) {
-  const [nearest] = known
-    .map((name) => ({ name, distance: editDistance(key.toLowerCase(), name.toLowerCase()) }))
-    .sort((a, b) => a.distance - b.distance);
-  const isNear = nearest.distance <= Math.max(2, Math.floor(key.length / 3));
-  return wrong(
-    shortened(`${prefix}${key}`),
-    `one of ${known.join(', ')}`,
-    `the unknown name ${shown(key)}`,
-    isNear ? `Did you mean ${prefix}${nearest.name}?` : '',
-  );
-}
-
-/**
- * Levenshtein distance, by rows.
- *
- * @param {string} from
- * @param {string} to
- */
-function editDistance(from, to) {
-  // A name far longer than any option's has no near one; its length must not cost anything.
-  if (from.length > LONGEST_SHOWN) return Infinity;
-  let previous = Array.from({ length: to.length + 1 }, (_, index) => index);
-  for (let row = 1; row <= from.length; row += 1) {
-    const current = [row];
-    for (let column = 1; column <= to.length; column += 1) {
-      const substitution = previous[column - 1] + (from[row - 1] === to[column - 1] ? 0 : 1);
-      current.push(Math.min(substitution, previous[column] + 1, current[column - 1] + 1));
-    }
-    previous = current;
-  }
-  return previous[to.length];
-}
-
-/**
- * @param {string} option
- * @param {string} allowed
- * @param {string} came already safe to print
- * @param {string} [hint]
- */
-function wrong(option, allowed, came, hint = '') {
-  const message = `${option}: expected ${allowed}, got ${came}.${hint && ` ${hint}`}`;
-  return new SmartRouteError(codes.OPTION, message, { option });
-}
-
-/** @param {string} text */
-function shortened(text) {
-  return text.length > LONGEST_SHOWN ? `${text.slice(0, LONGEST_SHOWN)}…` : text;
-}
-
-/**
- * A value as an error repeats it: short, on one line, running none of its code.
- *
- * @param {unknown} value
- */
-function shown(value) {
-  if (typeof value === 'string') return quoted(value);
-  if (Object.is(value, -0)) return '-0';
-  if (typeof value === 'bigint') return shortened(`${value}n`);
-  if (value === null || ['undefined', 'number', 'boolean'].includes(typeof value)) return String(value);
-  return kind(value);
-}
-
-/** @param {string} text */
-function quoted(text) {
-  // JSON leaves characters in that a terminal would obey, such as CSI or a change of direction.
-  return JSON.stringify(shortened(text)).replace(
-    /[\p{C}\p{Zl}\p{Zp}]/gu,
-    (character) => `\\u{${character.codePointAt(0)?.toString(16)}}`,
-  );
-}
-
-/**
- * What a value is, without any of its content.
- *
- * @param {unknown} value
- */
-function kind(value) {
-  if (value === null || value === undefined) return String(value);
-  if (typeof value === 'string') return `a string of ${[...value].length} characters`;
-  if (types.isAsyncFunction(value)) return 'an async function';
-  if (types.isGeneratorFunction(value)) return 'a generator function';
-  // Asked before anything that would run a trap.
-  if (types.isProxy(value)) return 'a proxy';
-  if (Array.isArray(value)) return `an array of ${value.length}`;
-  if (types.isUint8Array(value)) return `a Uint8Array of ${value.byteLength} bytes`;
-  if (types.isPromise(value)) return 'a promise';
-  if (typeof value === 'object') return 'an object';
-  return `a ${typeof value}`;
 }

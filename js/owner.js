@@ -5,7 +5,11 @@
 
 import { Kind } from './core.js';
 import { addressEnd, documentOf, readAddress, startsWith } from './frames.js';
+import { readOffer } from './fence.js';
+import { writeMarker } from './handoff.js';
+import { admits, authenticatingOf, forgetQueued } from './hocuspocus.js';
 import { readMeta, rebuild } from './request.js';
+import { letIn, readSession } from './session.js';
 
 const decoder = new TextDecoder();
 
@@ -15,6 +19,16 @@ const MAX_ATTACHED = 10_000;
 /** readyState of a WebSocket. */
 export const Ready = Object.freeze({ Open: 1, Closing: 2, Closed: 3 });
 
+/** @param {Uint8Array} bytes @returns {{ document: string, epoch: number | null } | null} */
+function readPlaced(bytes) {
+  try {
+    const { document, epoch } = JSON.parse(decoder.decode(bytes));
+    return typeof document === 'string' && (epoch === null || Number.isSafeInteger(epoch)) ? { document, epoch } : null;
+  } catch {
+    return null;
+  }
+}
+
 /** What a stream needs of the node it is on. @typedef {object} OwnerContext
  * @property {import('./core.js').Core} core
  * @property {import('./router.js').Router} router
@@ -22,6 +36,12 @@ export const Ready = Object.freeze({ Open: 1, Closing: 2, Closed: 3 });
  * @property {(socket: object, request: Request, context: unknown) => any} connect
  *   Hocuspocus' own `handleConnection`
  * @property {import('./log.js').Log} log
+ * @property {import('../index.js').ResolvedConfiguration} options
+ * @property {any} limits Hocuspocus' configuration
+ * @property {import('./fence.js').Fence} fence
+ * @property {import('./claims.js').Claims} claims
+ * @property {(kind: number, bytes: Uint8Array, stream: import('./doors.js').StreamEnd) => import('./doors.js').Session | null} session
+ *   who takes a stream whose first message is none of a client socket's
  */
 
 /** All streams that peers opened here. */
@@ -29,6 +49,7 @@ export class Owner {
   #context;
   /** @type {Set<OwnerStream>} */
   #streams = new Set();
+  #ended = false;
 
   /** @param {OwnerContext} context */
   constructor(context) {
@@ -39,25 +60,73 @@ export class Owner {
   opened(link, stream) {
     const opened = new OwnerStream(this.#context, link, stream, () => this.#streams.delete(opened));
     this.#streams.add(opened);
+    if (this.#ended) opened.close(1012, 'SmartRoute: this node is shutting down');
     return opened;
   }
 
-  /** Closes the streams with documents that this node does not own under the new view. */
+  /** Streams on which this node serves a document to clients of others. @param {string} name */
+  attachments(name) {
+    return [...this.#streams].filter((stream) => stream.has(name));
+  }
+
+  /** Documents that somebody is being authenticated for on a stream. */
+  authenticating() {
+    return [...this.#streams].flatMap((stream) => stream.authenticating());
+  }
+
+  /** Whether somebody is, for this one. @param {string} name */
+  isAuthenticating(name) {
+    for (const stream of this.#streams) if (stream.authenticating().includes(name)) return true;
+    return false;
+  }
+
+  /** Streams look again at the documents that this node does not own under the new view. */
   viewChanged() {
     for (const stream of [...this.#streams]) stream.viewChanged();
   }
 
+  /** This node may serve again, or more than before. */
+  rightChanged() {
+    for (const stream of [...this.#streams]) stream.rightChanged();
+  }
+
+  /** Closes every stream, and with it its client's socket. @param {string} reason */
+  fence(reason) {
+    for (const stream of [...this.#streams]) stream.close(1012, reason);
+  }
+
+  /** Closes every stream, and those that still come. */
+  destroy() {
+    this.#ended = true;
+    this.fence('SmartRoute: this node is shutting down');
+  }
+
+  /** @param {number} now */
+  tick(now) {
+    for (const stream of [...this.#streams]) stream.tick(now);
+  }
+
+  /** Whether a document is served here by the word of another node's function. @param {string} name */
+  hasPlaced(name) {
+    return [...this.#streams].some((stream) => stream.hasPlaced(name));
+  }
+
+  /** Client sockets of other nodes. */
   get size() {
-    return this.#streams.size;
+    let count = 0;
+    for (const stream of this.#streams) if (stream.isClient) count++;
+    return count;
   }
 }
 
 /** The WebSocket that Hocuspocus sees. */
-class StreamSocket {
+export class StreamSocket {
   #stream;
   /** @type {number} */
   readyState = Ready.Open;
   binaryType = 'arraybuffer';
+  /** Id of the node with the client's real socket: for operators, nothing is decided by it. */
+  edge = '';
 
   /** @param {OwnerStream} stream */
   constructor(stream) {
@@ -87,12 +156,28 @@ class OwnerStream {
    * @type {Uint8Array | null}
    */
   #lastHead = null;
+  #lastName = '';
+  /** Frames by document that this node owns and may not serve (yet). @type {Map<string, Uint8Array[]>} */
+  #held = new Map();
+  #heldBytes = 0;
+  #heldSince = 0;
   /** Documents let through because this node owns them. @type {Set<string>} */
   #served = new Set();
-  /** Documents let through because their ring owner placed them here. @type {Set<string>} */
-  #attached = new Set();
+  /**
+   * Documents let through because their ring owner placed them here, with the stamp of the view
+   * under which it did. @type {Map<string, number | null>}
+   */
+  #attached = new Map();
   /** Documents whose frames go back to the edge until it has settled. @type {Set<string>} */
   #moved = new Set();
+  /** Documents that are about to move, with the frames that went back. @type {Map<string, Uint8Array[]>} */
+  #sealed = new Map();
+  /** What lets addresses in, until their documents may be served. @type {Map<string, import('./handoff.js').Session>} */
+  #sessions = new Map();
+  /** Documents that Hocuspocus has nothing more to say about here. @type {Set<string>} */
+  #dropped = new Set();
+  /** Whose stream this is, if it is no client socket's. @type {import('./doors.js').Session | null} */
+  #session = null;
 
   constructor(context, link, stream, gone) {
     this.#context = context;
@@ -103,6 +188,7 @@ class OwnerStream {
 
   /** @param {number} kind @param {Uint8Array} bytes */
   message(kind, bytes) {
+    if (this.#session !== null) return this.#session.message(kind, bytes);
     switch (kind) {
       case Kind.Frame:
         return this.#frame(bytes);
@@ -110,73 +196,260 @@ class OwnerStream {
         return this.#open(bytes);
       case Kind.Touch:
         return this.#touch(bytes[0] === 1);
-      case Kind.Attach:
+      case Kind.Attach: {
         if (this.#attached.size >= MAX_ATTACHED) return this.close(1013, 'SmartRoute: too many documents');
-        this.#attached.add(decoder.decode(bytes));
+        const placed = readPlaced(bytes);
+        if (placed === null) return this.close(1002, 'SmartRoute: malformed placement');
+        this.#attached.set(placed.document, placed.epoch);
         return;
+      }
       case Kind.Settle: {
         const name = decoder.decode(bytes);
         this.#moved.delete(name);
         this.#context.core.send(this.#link, this.#stream, Kind.Settled, bytes);
         return;
       }
+      case Kind.Offer:
+        return this.#offered(bytes);
+      case Kind.Session: {
+        const told = readSession(bytes);
+        if (told === null || this.#connection === null) return this.close(1002, 'SmartRoute: malformed session');
+        // Not a code that is passed over: with its next socket the client shows its token.
+        if (!this.admits) return this.close(1013, 'SmartRoute: this node takes no sessions, reconnect');
+        this.#sessions.set(told.address, told.session);
+        return;
+      }
       default:
+        if (this.#connection === null) this.#session = this.#context.session(kind, bytes, this.#end());
+        if (this.#session !== null) return;
         // A newer peer only sends what this version's handshake agreed to.
         this.close(1002, `SmartRoute: unexpected message kind ${kind}`);
     }
+  }
+
+  /** @param {string} name */
+  hasPlaced(name) {
+    return this.#attached.has(name) && this.#attached.get(name) === this.#context.router.stamp;
+  }
+
+  get isClient() {
+    return this.#connection !== null;
+  }
+
+  /** @returns {import('./doors.js').StreamEnd} */
+  #end() {
+    return {
+      send: (kind, bytes) => this.#context.core.send(this.#link, this.#stream, kind, bytes),
+      close: (code, reason) => this.close(code, reason),
+    };
   }
 
   #open(bytes) {
     if (this.#connection !== null) return this.close(1002, 'SmartRoute: socket described twice');
     let request;
     let context;
+    let edge;
     try {
       const meta = readMeta(bytes);
+      edge = meta.edge;
       request = rebuild(meta);
       context = this.#context.contexts.decode(meta.context);
+      this.#socket.edge = meta.edge;
     } catch (error) {
       this.#context.log.warn('meta', `a stream was refused: ${/** @type {Error} */ (error).message}`);
       return this.close(1002, 'SmartRoute: malformed socket description');
     }
+    this.#socket.edge = edge;
     this.#connection = this.#context.connect(this.#socket, request, context);
   }
 
   /** @param {Uint8Array} frame */
   #frame(frame) {
     if (this.#connection === null) return this.close(1002, 'SmartRoute: frame before description');
-    if (!startsWith(frame, this.#lastHead)) {
-      const end = addressEnd(frame);
-      // Hocuspocus answers malformed frames as on any socket.
-      if (end !== -1) {
-        const name = documentOf(readAddress(frame, end));
-        if (!this.#mayServe(name)) return this.#giveBack(name, frame);
-        this.#lastHead = frame.slice(0, end);
-      }
+    if (startsWith(frame, this.#lastHead)) return this.#serve(this.#lastName, frame);
+    const end = addressEnd(frame);
+    // Hocuspocus answers malformed frames as on any socket.
+    if (end === -1) return this.#connection.handleMessage(frame);
+    const name = documentOf(readAddress(frame, end));
+    if (this.#serve(name, frame)) {
+      this.#lastHead = frame.slice(0, end);
+      this.#lastName = name;
     }
-    this.#connection.handleMessage(frame);
   }
 
-  #mayServe(name) {
-    if (this.#moved.has(name)) return false;
-    if (this.#served.has(name) || this.#attached.has(name)) return true;
-    const route = this.#context.router.route(name);
-    if (route === undefined || !route.target.own) return false;
-    this.#served.add(name);
+  /** Hands a frame to Hocuspocus, to those that wait, or back. Whether its document is served here. */
+  #serve(name, frame) {
+    if (this.#moved.has(name)) return this.#giveBack(name, frame);
+    if (this.#held.has(name)) return this.#hold(name, frame);
+    const { core, router, claims } = this.#context;
+    const placed = this.#attached.get(name);
+    if (placed !== undefined && placed !== router.stamp) {
+      if (/** @type {number} */ (placed) > router.epoch) return this.#hold(name, frame);
+      return this.close(1012, 'SmartRoute: document moved, reconnect');
+    }
+    if (!this.#served.has(name) && placed === undefined) {
+      const route = router.route(name);
+      if (route === undefined) return this.close(1012, 'SmartRoute: no owner, reconnect');
+      const here = route.target.own;
+      // Also where a function places a document elsewhere: that is the ring owner's word, which it
+      // gives once it is the owner.
+      if ((here || route.decided) && !(core.serves() && claims.entitles(name))) return this.#hold(name, frame);
+      if (!here) return this.#giveBack(name, frame);
+      this.#served.add(name);
+    }
+    if (!core.serves()) return this.#hold(name, frame);
+    if (this.#sessions.size > 0) this.#letIn(name);
+    this.#connection.handleMessage(frame);
     return true;
   }
 
+  /** Whether an owner can let clients in with their sessions. */
+  get admits() {
+    return admits(this.#connection);
+  }
+
+  /** Before the first frame of a document that is served here. @param {string} name */
+  #letIn(name) {
+    for (const [address, session] of this.#sessions) {
+      if (documentOf(address) !== name) continue;
+      this.#sessions.delete(address);
+      letIn(this.#connection, address, session, this.#context.contexts, (frame) => this.#socket.send(frame));
+    }
+  }
+
+  /** A node that lost its place had this document, and edits in it that it could not store. */
+  async #offered(bytes) {
+    const { core, fence, log } = this.#context;
+    const offer = readOffer(bytes);
+    if (offer === null) return this.close(1002, 'SmartRoute: malformed offer');
+    try {
+      if (!(await fence.merge(offer.name, offer.update))) return this.close(1012, 'SmartRoute: not the owner');
+      core.send(this.#link, this.#stream, Kind.Offered, new Uint8Array(0));
+    } catch (error) {
+      log.warn(`merge ${offer.name}`, `merging what another node had of ${offer.name} failed: ${error}`);
+      this.close(1011, 'SmartRoute: merge failed');
+    }
+  }
+
+  #hold(name, frame) {
+    const { limits } = this.#context;
+    this.#heldBytes += frame.length;
+    if (this.#heldBytes > limits.maxUnauthenticatedQueueSize) {
+      return this.close(1013, 'SmartRoute: too much is waiting for this node, reconnect');
+    }
+    if (this.#held.size === 0) this.#heldSince = Date.now();
+    const frames = this.#held.get(name);
+    // A frame is a view of the drained buffer.
+    if (frames !== undefined) {
+      frames.push(frame.slice());
+      return;
+    }
+    this.#held.set(name, [frame.slice()]);
+    if (!this.#context.claims.entitles(name)) this.#context.claims.want(name, this);
+  }
+
+  /** This node may serve a document now. */
+  granted() {
+    this.rightChanged();
+  }
+
+  /** Frames that waited are looked at again, in order. */
+  rightChanged() {
+    if (this.#held.size === 0) return;
+    const held = this.#held;
+    this.#held = new Map();
+    this.#heldBytes = 0;
+    const since = this.#heldSince;
+    for (const [name, frames] of held) {
+      for (const frame of frames) {
+        if (this.#socket.readyState !== Ready.Open) return;
+        this.#serve(name, frame);
+      }
+    }
+    if (this.#held.size > 0) this.#heldSince = since;
+  }
+
+  /** @param {number} now */
+  tick(now) {
+    if (this.#held.size > 0 && now - this.#heldSince > this.#context.options.migrationTimeout) {
+      this.close(1012, 'SmartRoute: the owner may not serve yet, reconnect');
+    }
+  }
+
   #giveBack(name, frame) {
-    const { core, router, log } = this.#context;
+    const { core, router } = this.#context;
     if (!this.#moved.has(name)) {
       const route = router.route(name);
       if (route === undefined) return this.close(1012, 'SmartRoute: no owner, reconnect');
-      this.#moved.add(name);
-      log.debug('moved', `${name} belongs to ${route.target.node.id}`);
-      const moved = { document: name, node: route.target.node.id };
-      core.send(this.#link, this.#stream, Kind.Moved, JSON.stringify(moved));
+      this.#say(name, { node: route.target.node.id, decided: route.decided });
     }
+    for (const address of this.#sessions.keys()) if (documentOf(address) === name) this.#sessions.delete(address);
+    // Should the client leave now, these are its last words.
+    this.#sealed.get(name)?.push(frame.slice());
     core.send(this.#link, this.#stream, Kind.Return, frame);
   }
+
+  /** @param {string} name @param {{ node: string, decided: boolean, sealed?: boolean }} where */
+  #say(name, where) {
+    const { core, router, log } = this.#context;
+    this.#moved.add(name);
+    log.debug('moved', `${name} belongs to ${where.node}`);
+    core.send(this.#link, this.#stream, Kind.Moved, JSON.stringify({ document: name, epoch: router.stamp, ...where }));
+  }
+
+  // ── As the stream of a document that moves away ──────────────────────────────────────────────
+
+  /** What Hocuspocus knows this stream by. */
+  get webSocket() {
+    return this.#socket;
+  }
+
+  /** @param {string} name */
+  has(name) {
+    return this.#served.has(name) || this.#attached.has(name) || this.#sealed.has(name);
+  }
+
+  authenticating() {
+    return authenticatingOf(this.#connection);
+  }
+
+  /** Frames go back to the edge from now on. @param {string} name @param {string} node */
+  seal(name, node) {
+    this.#sealed.set(name, []);
+    this.#say(name, { node, decided: false, sealed: true });
+  }
+
+  /** Frames of those that have not shown a token yet go back with the others. @param {string} name */
+  giveBackQueued(name) {
+    for (const frame of forgetQueued(this.#connection, name)) {
+      this.#context.core.send(this.#link, this.#stream, Kind.Return, frame);
+    }
+  }
+
+  /** The document stays. @param {string} name */
+  unseal(name) {
+    if (!this.#sealed.delete(name)) return;
+    this.#context.core.send(this.#link, this.#stream, Kind.Unsealed, name);
+  }
+
+  /** The last word about a document. @param {string} name @param {import('./handoff.js').Marker} marker */
+  mark(name, marker) {
+    this.#dropped.add(name);
+    this.#context.core.send(this.#link, this.#stream, Kind.Marker, writeMarker(marker));
+  }
+
+  /** It has left this node. @param {string} name @returns {number} frames that went back */
+  released(name) {
+    const frames = this.#sealed.get(name)?.length ?? 0;
+    this.#sealed.delete(name);
+    this.#served.delete(name);
+    this.#attached.delete(name);
+    this.#dropped.delete(name);
+    this.#lastHead = null;
+    return frames;
+  }
+
+  // ─────────────────────────────────────────────────────────────────────────────────────────────
 
   /** The client spoke on another of its socket's streams. */
   #touch(authenticated) {
@@ -187,16 +460,31 @@ class OwnerStream {
   }
 
   viewChanged() {
-    const { router } = this.#context;
+    const { router, fence } = this.#context;
     // Where another node's function placed a document, only that node can say whether it still does.
-    const stays = (name) => router.route(name)?.target.own === true;
-    if (this.#attached.size > 0 || ![...this.#served].every(stays)) {
-      this.close(1012, 'SmartRoute: document moved, reconnect');
+    const placedBefore = [...this.#attached.values()].some((epoch) => epoch === null || epoch < router.epoch);
+    if (placedBefore) return this.close(1012, 'SmartRoute: document moved, reconnect');
+    // What is held here stays until it has been handed over.
+    for (const name of this.#served) {
+      if (router.route(name)?.target.own === true || fence.holds(name)) continue;
+      this.#served.delete(name);
+      this.#lastHead = null;
+      this.#returnQueued(name);
     }
+    this.rightChanged();
+  }
+
+  #returnQueued(name) {
+    const frames = forgetQueued(this.#connection, name);
+    for (const frame of frames) this.#giveBack(name, frame);
   }
 
   /** @param {Uint8Array} data */
   send(data) {
+    if (this.#dropped.size > 0) {
+      const end = addressEnd(data);
+      if (end !== -1 && this.#dropped.has(documentOf(readAddress(data, end)))) return;
+    }
     this.#context.core.sendFrame(this.#link, this.#stream, data);
   }
 
@@ -211,8 +499,13 @@ class OwnerStream {
 
   closed(code, reason) {
     if (this.#socket.readyState === Ready.Closed) return;
+    // The client left while its document moves: here it is authenticated, and from here its last edits
+    // go where the document goes.
+    for (const frames of this.#sealed.values()) for (const frame of frames) this.#connection.handleMessage(frame);
+    this.#sealed.clear();
     this.#socket.readyState = Ready.Closed;
     this.#gone();
+    this.#session?.closed();
     this.#connection?.handleClose({ code, reason });
   }
 }

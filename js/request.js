@@ -75,7 +75,8 @@ export function readMeta(bytes) {
   return meta;
 }
 
-function remoteAddressOf(request, socket) {
+/** @param {any} request @param {any} socket @returns {string} '' where nobody knows */
+export function remoteAddressOf(request, socket) {
   // crossws, ws, and a Node request in turn; '' where nobody knows.
   return (
     /** @type {any} */ (request).remoteAddress ??

@@ -11,13 +11,16 @@ const CACHE = 65_536;
  * @typedef {object} Target
  * @property {import('../index.js').NodeInfo} node frozen, as users see it
  * @property {boolean} own this node itself
+ * @property {string} state `joining`, `active` or `leaving`
  * @property {number | null} link number of the dialed link to it
+ * @property {boolean} spoken it has said who it is: until then it is only a name in `clusterNodes`
  */
 
 export class Router {
   #core;
   #custom;
   #warn;
+  #agreed;
   /** @type {Target[]} active members in the order of the core's indices */
   #active = [];
   /** @type {Map<string, Target>} by id, active or not */
@@ -28,14 +31,22 @@ export class Router {
   #chosen = new Map();
   /** @type {readonly import('../index.js').NodeInfo[]} */
   #nodes = Object.freeze([]);
+  /** This node, also once it is no member any more. @type {Target | undefined} */
+  #own;
   epoch = 0;
+  /** Names the view to other nodes, whether they count it or not. */
+  hash = '';
+  /** Documents pinned to a node, by name. @type {Record<string, string>} */
+  pins = {};
 
   /**
    * @param {import('./core.js').Core} core
    * @param {import('../index.js').CustomRoutingFunction | undefined} custom
    * @param {(key: string, message: string) => void} warn
+   * @param {boolean} [agreed] an epoch names the same view on every node, as it does with leases
    */
-  constructor(core, custom, warn) {
+  constructor(core, custom, warn, agreed = false) {
+    this.#agreed = agreed;
     this.#core = core;
     this.#custom = custom;
     this.#warn = warn;
@@ -49,17 +60,26 @@ export class Router {
   update(ownId) {
     const view = this.#core.takeView();
     this.epoch = view.epoch;
+    this.hash = view.hash;
+    // A document can be called "constructor".
+    this.pins = Object.assign(Object.create(null), view.pins);
     this.#members = new Map(
       view.members.map((member) => {
-        const { id, address, port, weight, link } = member;
+        const { id, address, port, weight, state, link, spoken } = member;
         const node = Object.freeze({ id, address, port, weight });
-        return [id, { node, own: id === ownId, link }];
+        return [id, { node, own: id === ownId, state, link, spoken }];
       }),
     );
+    this.#own = this.#members.get(ownId) ?? this.#own;
     this.#active = view.active.map((id) => this.#members.get(id));
     this.#nodes = Object.freeze(this.#active.map((target) => target.node));
     this.#ring.clear();
     this.#chosen.clear();
+  }
+
+  /** What names this view to other nodes; `null` where views have no agreed number. */
+  get stamp() {
+    return this.#agreed ? this.epoch : null;
   }
 
   get members() {
@@ -77,7 +97,12 @@ export class Router {
 
   /** Whether this node may own documents. */
   get ownIsActive() {
-    return this.#active.some((target) => target.own);
+    return this.#core.servesAll || this.#active.some((target) => target.own);
+  }
+
+  /** Whether this node is to hand over what it has, and to leave. */
+  get ownIsLeaving() {
+    return this.members.some(({ own, state }) => own && state === 'leaving');
   }
 
   /**
@@ -103,6 +128,7 @@ export class Router {
    * @returns {Target | undefined}
    */
   owner(name) {
+    if (this.#core.servesAll && this.#own !== undefined) return this.#own;
     return this.#choose(name) ?? this.ringOwner(name);
   }
 
@@ -114,6 +140,7 @@ export class Router {
    * @returns {{ target: Target, decided: boolean } | undefined}
    */
   route(name) {
+    if (this.#core.servesAll && this.#own !== undefined) return { target: this.#own, decided: false };
     const ring = this.ringOwner(name);
     if (ring === undefined) return undefined;
     if (!ring.own) return { target: ring, decided: false };

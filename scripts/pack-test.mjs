@@ -19,7 +19,7 @@ export const PACKAGE = '@hocuspocus/extension-smartroute';
 const LIMIT = 30_000;
 
 const PROOF = `
-const server = new Server({ port: 0, quiet: true, stopOnSignals: false, extensions: [new SmartRoute({ nodeId: 'packed' })] });
+const server = new Server({ port: 0, quiet: true, stopOnSignals: false, extensions: [new SmartRoute({ nodeId: 'packed', managementPort: false })] });
 server.listen().then(async () => {
   const [extension] = server.extensions;
   const end = Date.now() + 10000;

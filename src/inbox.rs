@@ -39,6 +39,28 @@ pub mod kind {
     pub const PIPE_DIAL: u32 = 11;
     /// A pipe that was full takes bytes again.
     pub const PIPE_RESUME: u32 = 12;
+    /// A health check of a peer ended; JSON.
+    pub const HEALTH: u32 = 13;
+    /// What this node may serve has changed: `stream` is one of [`super::right`], the payload a
+    /// reason.
+    pub const RIGHT: u32 = 14;
+    /// What is to be done about documents that move away; a JSON array of
+    /// [`Effect`](crate::cluster::handoff::Effect).
+    pub const HANDOFF: u32 = 15;
+}
+
+/// What became of the right to serve.
+pub mod right {
+    /// It waits for news.
+    pub const WAITS: u32 = 0;
+    /// It may, perhaps more than before.
+    pub const SERVES: u32 = 1;
+    /// Its lease has lapsed, or it was put out: another node may serve what it served.
+    pub const LAPSED: u32 = 2;
+    /// Its id belongs to a node that runs, at the address in the payload.
+    pub const ID_TAKEN: u32 = 3;
+    /// It is no member any more, and stays out.
+    pub const LEFT: u32 = 4;
 }
 
 /// A drain hands over about so many bytes at most (a longer record comes alone).
@@ -78,11 +100,12 @@ impl Inbox {
         let _ = self.wake.set(Box::new(wake));
     }
 
-    /// Starts writing records. Holds the queue's lock until dropped; then JavaScript is woken.
+    /// Starts writing records. Holds the queue's lock until dropped; only then is JavaScript woken,
+    /// or it would wake up to wait for the lock.
     pub fn writer(&self) -> Writer<'_> {
         Writer {
             inbox: self,
-            queue: self.lock(),
+            queue: Some(self.lock()),
             wrote: false,
         }
     }
@@ -111,11 +134,27 @@ impl Inbox {
     pub async fn room(&self) {
         loop {
             let notified = self.room.notified();
-            if self.lock().bytes < HIGH {
+            if !self.is_full() {
                 return;
             }
             notified.await;
         }
+    }
+
+    /// Whether so much waits for JavaScript that nothing more is to be read.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.lock().bytes >= HIGH
+    }
+
+    /// JavaScript runs `collect` itself and drains afterwards: what `collect` queues wakes nobody.
+    /// Whether there is anything to drain.
+    pub fn collect(&self, collect: impl FnOnce()) -> bool {
+        self.pending.store(true, Ordering::SeqCst);
+        collect();
+        // A writer on another thread may have relied on the flag just now: only the queue tells.
+        self.pending.store(false, Ordering::SeqCst);
+        !self.lock().segments.is_empty()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -128,7 +167,8 @@ impl Inbox {
 /// Writes records; see [`Inbox::writer`].
 pub struct Writer<'a> {
     inbox: &'a Inbox,
-    queue: MutexGuard<'a, Queue>,
+    /// `None` only while this is dropped.
+    queue: Option<MutexGuard<'a, Queue>>,
     wrote: bool,
 }
 
@@ -137,7 +177,9 @@ impl Writer<'_> {
     pub fn record(&mut self, kind: u32, link: u32, stream: u32, parts: &[&[u8]]) {
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let padded = length.next_multiple_of(4);
-        let queue = &mut *self.queue;
+        let Some(queue) = self.queue.as_deref_mut() else {
+            return;
+        };
         let fits = queue
             .segments
             .back()
@@ -160,6 +202,7 @@ impl Writer<'_> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
+        self.queue = None;
         if self.wrote
             && !self.inbox.pending.swap(true, Ordering::SeqCst)
             && let Some(wake) = self.inbox.wake.get()
@@ -184,6 +227,14 @@ impl<'a> LinkSink<'a> {
             inbox,
             link,
             writer: None,
+        }
+    }
+
+    /// Lets go of the queue's lock; JavaScript is woken when the sink is dropped. Nothing more can
+    /// be recorded.
+    pub fn release(&mut self) {
+        if let Some(writer) = &mut self.writer {
+            writer.queue = None;
         }
     }
 

@@ -205,7 +205,8 @@ fn any_frame(random: &mut StdRng, side: Side, last: u32, out: &mut BytesMut) {
             bytes: if wrong { random.random() } else { 0 },
         },
         90..94 => Frame::Ping(random.random()),
-        94..97 => Frame::Pong(random.random()),
+        94..96 => Frame::Pong(random.random()),
+        96..98 => Frame::Gossip(&bytes),
         _ => Frame::View {
             epoch: random.random(),
             hash: random.random(),
@@ -575,6 +576,7 @@ fn identity(id: &str) -> Identity {
             hash: "xxh3-64".into(),
             virtual_nodes: 150,
             enforce_routing: true,
+            membership: "peers".into(),
         },
         secret: b"secret".to_vec(),
     }

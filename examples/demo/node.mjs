@@ -11,6 +11,7 @@ process.once('message', async ({ id, port, clusterNodes }) => {
     nodePort: port,
     clusterNodes,
     clusterName: 'demo',
+    managementPort: false,
   });
   const server = new Server({ port, address: '127.0.0.1', quiet: true, extensions: [smartRoute] });
   await server.listen();

@@ -113,12 +113,12 @@ let lines = 0;
 function show(byNode) {
   const row = (...cells) => cells.map((cell, at) => String(cell).padEnd([10, 8, 8, 10, 11, 0][at])).join('');
   const table = [
-    row('node', 'port', 'links', 'local', 'proxied', 'owns'),
+    row('node', 'port', 'peers', 'local', 'proxied', 'owns'),
     ...members.map(({ id, port }) => {
       const { stats, frames, documents } = byNode.get(id);
       const owned = documents.map(({ name, connections }) => `${name.replace('document-', '#')}(${connections})`);
-      const links = `${stats.healthyNodes - 1}/${stats.totalNodes - 1}`;
-      return row(id, port, links, frames.local, frames.proxied, owned.sort().join(' '));
+      const peers = `${stats.healthyNodes - 1}/${stats.totalNodes - 1}`;
+      return row(id, port, peers, frames.local, frames.proxied, owned.sort().join(' '));
     }),
     `${clients.length} clients, ${typed} keys typed. #n(c): document n with c connections at its owner; frames as clients sent them.`,
   ];

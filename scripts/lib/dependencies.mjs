@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import process from 'node:process';
 
-import { Failure, capture, npm, root, run } from './process.mjs';
+import { Failure, capture, npm, root } from './process.mjs';
 
 /** Runs `npm ci` unless what is installed is what package-lock.json says. */
 export async function ensureDependencies() {
@@ -17,11 +17,7 @@ export async function ensureDependencies() {
     process.stdout.write(stdout);
     return;
   }
-  if (!stderr.includes('EUSAGE')) throw new Failure(`\`npm ci\` failed\n${stderr}`);
-  // A registry that lacked other platforms' optional packages when the lock was written leaves gaps
-  // in it, which `npm ci` refuses. This installs what is locked and changes no file of the clone.
-  const [fallback, more, how] = npm('install', '--no-save', ...quiet);
-  if ((await run(fallback, more, how)) !== 0) throw new Failure('`npm install` failed');
+  throw new Failure(`\`npm ci\` failed\n${stderr}`);
 }
 
 /**

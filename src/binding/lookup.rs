@@ -1,7 +1,7 @@
-//! The one function on the hot path, registered by hand: napi-derive's glue costs several times
-//! the look-up itself.
+//! The functions on the hot path, registered by hand: napi-derive's glue costs several times what
+//! they do.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
@@ -17,19 +17,40 @@ const STACK: usize = 512;
 /// Longest UTF-8 sequence: a result this close to the end of the buffer may have been cut.
 const LONGEST: usize = 4;
 
-/// Makes the function; it keeps the core alive until it is collected.
-pub fn function<'env>(env: &Env, core: Arc<Core>) -> napi::Result<Unknown<'env>> {
+/// `(name: string) => number`: index of a name's owner in the view taken last, or -1.
+pub fn owner_of<'env>(env: &Env, core: Arc<Core>) -> napi::Result<Unknown<'env>> {
+    function(env, core, c"ownerOf", on_owner_of)
+}
+
+/// `() => boolean`: whether anything may be served now.
+pub fn serves<'env>(env: &Env, core: Arc<Core>) -> napi::Result<Unknown<'env>> {
+    function(env, core, c"serves", on_serves)
+}
+
+/// `(name: string) => boolean`: whether a document that the view gives this node may be served.
+pub fn entitles<'env>(env: &Env, core: Arc<Core>) -> napi::Result<Unknown<'env>> {
+    function(env, core, c"entitles", on_entitles)
+}
+
+type Callback = unsafe extern "C" fn(sys::napi_env, sys::napi_callback_info) -> sys::napi_value;
+
+/// Makes a function; it keeps the core alive until it is collected.
+fn function<'env>(
+    env: &Env,
+    core: Arc<Core>,
+    name: &CStr,
+    callback: Callback,
+) -> napi::Result<Unknown<'env>> {
     let data = Arc::into_raw(core).cast_mut().cast::<c_void>();
     let mut value = ptr::null_mut();
     // SAFETY: `env` is the environment of the running call; `data` outlives the function, whose
     // finalizer frees it.
     let status = unsafe {
-        let name = c"ownerOf";
         sys::napi_create_function(
             env.raw(),
             name.as_ptr(),
-            7,
-            Some(owner_of),
+            name.count_bytes() as isize,
+            Some(callback),
             data,
             &raw mut value,
         )
@@ -66,34 +87,69 @@ unsafe extern "C" fn finalize(_: sys::napi_env, data: *mut c_void, _: *mut c_voi
     free(data);
 }
 
-unsafe extern "C" fn owner_of(
+unsafe extern "C" fn on_owner_of(
     env: sys::napi_env,
     info: sys::napi_callback_info,
 ) -> sys::napi_value {
-    // A panic must not cross into C; there is nothing in here that could, but -1 beats an abort.
-    let index = catch_unwind(AssertUnwindSafe(|| {
-        let (mut count, mut name, mut data) = (1, ptr::null_mut(), ptr::null_mut());
+    // There is nothing in here that could panic, but -1 beats an abort.
+    let index = answer(env, info, -1, |core, name| {
+        with_utf8(env, name, |bytes| core.taken.load().owner(bytes))
+            .flatten()
+            .map_or(-1, |index| index as i32)
+    });
+    let mut value = ptr::null_mut();
+    // SAFETY: the out-pointer is valid. On failure the value stays null, which is `undefined`.
+    unsafe { sys::napi_create_int32(env, index, &raw mut value) };
+    value
+}
+
+unsafe extern "C" fn on_serves(
+    env: sys::napi_env,
+    info: sys::napi_callback_info,
+) -> sys::napi_value {
+    boolean(env, answer(env, info, false, |core, _| core.serves()))
+}
+
+unsafe extern "C" fn on_entitles(
+    env: sys::napi_env,
+    info: sys::napi_callback_info,
+) -> sys::napi_value {
+    let entitled = answer(env, info, false, |core, name| {
+        with_utf8(env, name, |bytes| core.entitles(bytes)).unwrap_or(false)
+    });
+    boolean(env, entitled)
+}
+
+/// Calls `ask` with the core and the first argument; a panic must not cross into C.
+fn answer<T>(
+    env: sys::napi_env,
+    info: sys::napi_callback_info,
+    on_panic: T,
+    ask: impl FnOnce(&Core, sys::napi_value) -> T,
+) -> T {
+    catch_unwind(AssertUnwindSafe(|| {
+        let (mut count, mut argument, mut data) = (1, ptr::null_mut(), ptr::null_mut());
         // SAFETY: out-pointers are valid; at most one argument is written.
         unsafe {
             sys::napi_get_cb_info(
                 env,
                 info,
                 &raw mut count,
-                &raw mut name,
+                &raw mut argument,
                 ptr::null_mut(),
                 &raw mut data,
             );
         }
-        // SAFETY: `data` is the Arc<Core> of `function`, alive as long as this function is.
-        let core = unsafe { &*data.cast::<Core>() };
-        with_utf8(env, name, |bytes| core.taken.load().owner(bytes))
-            .flatten()
-            .map_or(-1, |index| index as i32)
+        // SAFETY: `data` is the Arc<Core> of `function`, alive as long as that function is.
+        ask(unsafe { &*data.cast::<Core>() }, argument)
     }))
-    .unwrap_or(-1);
+    .unwrap_or(on_panic)
+}
+
+fn boolean(env: sys::napi_env, is: bool) -> sys::napi_value {
     let mut value = ptr::null_mut();
     // SAFETY: the out-pointer is valid. On failure the value stays null, which is `undefined`.
-    unsafe { sys::napi_create_int32(env, index, &raw mut value) };
+    unsafe { sys::napi_get_boolean(env, is, &raw mut value) };
     value
 }
 

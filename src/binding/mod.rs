@@ -3,16 +3,21 @@
 //! Calls from JavaScript are staged: `flush` takes a turn's records in one call, `drain` answers
 //! what waits. Class methods cost some 400 ns, so none is called per frame.
 
+mod health;
 mod lookup;
+mod migrations;
+#[cfg(target_os = "linux")]
+mod poll;
 
 use std::sync::{Arc, OnceLock};
 
-use napi::Env;
 use napi::bindgen_prelude::{ArrayBuffer, Function, Unknown};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
+use napi::{Env, JsValue};
 use napi_derive::napi;
 use tokio::runtime::{Builder, Handle as Runtime};
 
+use crate::cluster::members::How;
 use crate::cluster::view::MemberState;
 use crate::config::{NodeSpec, Settings};
 use crate::coordinator;
@@ -21,6 +26,7 @@ use crate::handle::{Command, Core};
 use crate::link::connection::Link;
 use crate::link::frame::clip;
 use crate::link::mux::Side;
+use crate::migrations::Migrations;
 
 /// Kinds of staged records; `js/core.js` writes them.
 mod staged {
@@ -54,6 +60,10 @@ fn thrown(error: &Error) -> napi::Error {
 #[napi]
 pub struct NativeNode {
     core: Arc<Core>,
+    migrations: Migrations,
+    /// Reads links on the JavaScript thread; `None` where tokio does.
+    #[cfg(target_os = "linux")]
+    poll: Option<poll::Poll>,
 }
 
 #[napi]
@@ -62,6 +72,7 @@ impl NativeNode {
     /// on the JavaScript thread when there is something to drain, at most once per drain.
     #[napi(constructor, catch_unwind)]
     pub fn new(
+        env: Env,
         settings: String,
         node: String,
         incarnation: f64,
@@ -73,6 +84,14 @@ impl NativeNode {
         let runtime = runtime()?;
         let member = node.into_member(incarnation as u64);
         let (core, commands) = Core::new(settings, member, secret.to_vec(), runtime.clone());
+        #[cfg(target_os = "linux")]
+        let poll = if core.settings.poll_links {
+            poll::Poll::start(&env, &core, wake.raw())
+        } else {
+            None
+        };
+        #[cfg(not(target_os = "linux"))]
+        let _ = env;
         // Weak: a node that only waits for frames must not keep the process alive.
         let wake = wake
             .build_threadsafe_function()
@@ -81,16 +100,34 @@ impl NativeNode {
         core.inbox.on_wake(move || {
             wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
         });
-        let actor = tokio_supervised(Arc::clone(&core), commands);
-        runtime.spawn(actor);
-        Ok(Self { core })
+        let actor = coordinator::run(Arc::clone(&core), commands);
+        runtime.spawn(coordinator::supervise(Arc::clone(&core), actor));
+        let migrations = Migrations::start(&core);
+        Ok(Self {
+            core,
+            migrations,
+            #[cfg(target_os = "linux")]
+            poll,
+        })
     }
 
     /// The look-up: a plain function from a document name to the index of its owner in the view
     /// taken last, or -1.
     #[napi(catch_unwind, ts_return_type = "(name: string) => number")]
     pub fn lookup(&self, env: Env) -> napi::Result<Unknown<'_>> {
-        lookup::function(&env, Arc::clone(&self.core))
+        lookup::owner_of(&env, Arc::clone(&self.core))
+    }
+
+    /// A plain function that tells whether anything may be served now.
+    #[napi(catch_unwind, ts_return_type = "() => boolean")]
+    pub fn serves(&self, env: Env) -> napi::Result<Unknown<'_>> {
+        lookup::serves(&env, Arc::clone(&self.core))
+    }
+
+    /// A plain function that tells whether a document that the view gives this node may be served.
+    #[napi(catch_unwind, ts_return_type = "(name: string) => boolean")]
+    pub fn entitles(&self, env: Env) -> napi::Result<Unknown<'_>> {
+        lookup::entitles(&env, Arc::clone(&self.core))
     }
 
     /// This node is known as `node` (JSON) from now on; peers are dialed once it is `listening`.
@@ -112,6 +149,47 @@ impl NativeNode {
     #[napi(catch_unwind)]
     pub fn remove(&self, id: String) -> napi::Result<()> {
         self.request(Command::Remove(id))
+    }
+
+    /// Everything that this node does not own under the view of this epoch has been let go of.
+    #[napi(catch_unwind)]
+    pub fn released(&self, epoch: f64) -> napi::Result<()> {
+        self.request(Command::Released(epoch as u64))
+    }
+
+    /// This node owns nothing from now on and is `leaving` in its view; still a member. At most
+    /// `drainTimeout` later it has left; with Redis, when `drained` or `leave` says so.
+    #[napi(catch_unwind)]
+    pub fn drain_node(&self) -> napi::Result<()> {
+        self.request(Command::Drain)
+    }
+
+    /// This node, `leaving` in its view, holds nothing any more: it leaves now. Also where it was
+    /// removed by hand.
+    #[napi(catch_unwind)]
+    pub fn drained(&self) -> napi::Result<()> {
+        self.request(Command::Drained)
+    }
+
+    /// Pins a document to a node, or to none. Throws where the pin is one too many or a name too long.
+    #[napi(catch_unwind)]
+    pub fn pin(&self, document: String, node: Option<String>) -> napi::Result<()> {
+        self.core
+            .pin(document, node)
+            .map_err(|error| thrown(&error))
+    }
+
+    /// Gives the lease back; a record says when that is done.
+    #[napi(catch_unwind)]
+    pub fn leave(&self) -> napi::Result<()> {
+        self.request(Command::Leave)
+    }
+
+    /// Puts a node out of the cluster by hand; `force`: without waiting for its lease.
+    #[napi(catch_unwind)]
+    pub fn evict(&self, id: String, reason: String, force: bool) -> napi::Result<()> {
+        let how = if force { How::Force } else { How::Wait };
+        self.request(Command::Evict { id, reason, how })
     }
 
     fn request(&self, command: Command) -> napi::Result<()> {
@@ -138,6 +216,7 @@ impl NativeNode {
                 "weight": member.weight,
                 "state": member.state,
                 "link": link_to(&member.id),
+                "spoken": member.incarnation != 0,
             })
         };
         let members: Vec<_> = snapshot.view.members.values().map(node).collect();
@@ -152,6 +231,7 @@ impl NativeNode {
             "hash": format!("{:016x}", snapshot.hash),
             "members": members,
             "active": snapshot.active.iter().map(|member| &member.id).collect::<Vec<_>>(),
+            "pins": snapshot.view.pins,
         })
         .to_string()
     }
@@ -213,6 +293,7 @@ impl NativeNode {
     /// The oldest records that wait, or null.
     #[napi(catch_unwind)]
     pub fn drain<'env>(&self, env: &'env Env) -> napi::Result<Option<ArrayBuffer<'env>>> {
+        self.core.turn();
         let Some(segment) = self.core.inbox.drain() else {
             return Ok(None);
         };
@@ -262,13 +343,21 @@ impl NativeNode {
         }
     }
 
-    /// A pipe's socket is gone.
+    /// A pipe's socket is gone; `code` is that of its error, if there was one.
     #[napi(catch_unwind)]
-    pub fn pipe_closed(&self, pipe: u32, reason: String) {
-        self.core.remove_pipe(pipe, &reason);
+    pub fn pipe_closed(&self, pipe: u32, reason: String, code: Option<String>) {
+        let kind = health::error_kind(code.as_deref());
+        self.core.remove_pipe(pipe, kind, &reason);
     }
 
-    /// Links with their counters. JSON.
+    /// Asks the store for the member list now instead of at the next heartbeat.
+    #[napi(catch_unwind)]
+    pub fn resync(&self) -> napi::Result<()> {
+        self.request(Command::Nudge)
+    }
+
+    /// Links with their counters, how many documents move away, milliseconds until this node may serve
+    /// nothing any more unless it renews (null: without end), and what came of requests to the store. JSON.
     #[napi(catch_unwind)]
     pub fn stats(&self) -> String {
         use std::sync::atomic::Ordering::Relaxed;
@@ -290,39 +379,42 @@ impl NativeNode {
                     "bytesIn": link.traffic.bytes_in.load(Relaxed),
                     "bytesOut": link.traffic.bytes_out.load(Relaxed),
                     "framesIn": link.traffic.frames_in.load(Relaxed),
+                    "framesOut": link.traffic.frames_out.load(Relaxed),
                     "streams": streams,
                     "backlog": backlog,
                     "stalls": stalls,
                 })
             })
             .collect();
-        serde_json::json!({ "links": links, "refused": self.core.refused.load(Relaxed) })
-            .to_string()
+        let now = self.core.started.elapsed();
+        let until = self.core.right.load().until;
+        // Without leases the right does not end.
+        let margin = (until < std::time::Duration::MAX)
+            .then(|| until.saturating_sub(now).as_millis() as u64);
+        serde_json::json!({
+            "links": links,
+            "refused": self.core.refused.load(Relaxed),
+            "migrations": self.migrations.counts(),
+            "rightLeft": margin,
+            "store": self.core.store.json(now),
+        })
+        .to_string()
     }
 
-    /// Ends every link and task of the node. Idempotent.
+    /// Leaves the cluster and ends every link and task of the node. Idempotent.
     #[napi(catch_unwind)]
     pub fn destroy(&self) {
-        self.core.stop.cancel();
+        self.core.shut_down();
+        #[cfg(target_os = "linux")]
+        if let Some(poll) = &self.poll {
+            poll.close();
+        }
     }
 }
 
 impl Drop for NativeNode {
     fn drop(&mut self) {
-        self.core.stop.cancel();
-    }
-}
-
-/// Runs the coordinator; a panic in it stops the node instead of leaving it half alive.
-async fn tokio_supervised(core: Arc<Core>, commands: tokio::sync::mpsc::Receiver<Command>) {
-    let task = tokio::spawn(coordinator::run(Arc::clone(&core), commands));
-    if let Err(error) = task.await {
-        core.log(
-            "error",
-            "coordinator",
-            &format!("the coordinator failed, this node stops routing: {error}"),
-        );
-        core.stop.cancel();
+        self.core.shut_down();
     }
 }
 

@@ -33,6 +33,9 @@ pub struct Agreement {
     pub virtual_nodes: u32,
     /// `enforceRouting` of the node.
     pub enforce_routing: bool,
+    /// Where the member list is kept: `redis` or `peers`.
+    #[serde(default)]
+    pub membership: String,
 }
 
 impl Agreement {
@@ -55,6 +58,11 @@ impl Agreement {
                 "enforceRouting",
                 self.enforce_routing.to_string(),
                 theirs.enforce_routing.to_string(),
+            ),
+            (
+                "place of the member list (option redis)",
+                self.membership.clone(),
+                theirs.membership.clone(),
             ),
         ];
         pairs.into_iter().find(|(_, ours, theirs)| ours != theirs)
@@ -121,6 +129,8 @@ pub enum RefusalCode {
     Mismatch,
     /// The node is shutting down.
     Closing,
+    /// The dialer was removed from the cluster, or put out: it stays out until it is restarted.
+    Removed,
     /// Something this version does not know; kept so that a newer peer's refusal is readable.
     #[serde(other)]
     Other,
@@ -306,31 +316,43 @@ impl<'a> Acceptor<'a> {
         if self.peer.to != own.id {
             return Err(wrong_node(&self.peer.to, &own.id));
         }
-        agree(
-            &self.identity.agreement,
-            &self.peer.agreement,
-            &self.peer.node.id,
-        )
+        self.agrees()
+    }
+
+    /// Whether the two may share a ring.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that names the difference.
+    pub fn agrees(&self) -> Result<(), Refusal> {
+        let (peer, own) = (&self.peer, self.identity);
+        agree(&own.agreement, &peer.agreement, &peer.node.id)
     }
 }
 
 const DIALER: &[u8] = b"smartroute-link-1 dialer";
 const ACCEPTOR: &[u8] = b"smartroute-link-1 acceptor";
 
-fn mac(secret: &[u8], label: &[u8], hello: &[u8], challenge: &[u8]) -> Hmac<Sha256> {
+fn mac(secret: &[u8], label: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
-    for part in [label, hello, challenge] {
+    for part in std::iter::once(&label).chain(parts) {
         mac.update(&(part.len() as u64).to_be_bytes());
         mac.update(part);
     }
     mac
 }
 
+/// HMAC-SHA256 with the cluster secret over a label, which says what for, and some parts.
+pub(crate) fn keyed(secret: &[u8], label: &[u8], parts: &[&[u8]]) -> [u8; PROOF] {
+    mac(secret, label, parts).finalize().into_bytes().into()
+}
+
+/// Whether `proof` is [`keyed`] of the same, in time that does not depend on where they differ.
+pub(crate) fn proves(secret: &[u8], label: &[u8], parts: &[&[u8]], proof: &[u8]) -> bool {
+    mac(secret, label, parts).verify_slice(proof).is_ok()
+}
+
 fn prove(secret: &[u8], label: &[u8], hello: &[u8], challenge: &[u8]) -> [u8; PROOF] {
-    mac(secret, label, hello, challenge)
-        .finalize()
-        .into_bytes()
-        .into()
+    keyed(secret, label, &[hello, challenge])
 }
 
 fn verify(
@@ -341,14 +363,15 @@ fn verify(
     proof: &[u8],
     peer: &str,
 ) -> Result<(), Refusal> {
-    mac(secret, label, hello, challenge)
-        .verify_slice(proof)
-        .map_err(|_| {
-            Refusal::new(
-                RefusalCode::Secret,
-                format!("{peer} did not prove that it knows the cluster secret: set the same clusterSecret on every node"),
-            )
-        })
+    if proves(secret, label, &[hello, challenge], proof) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        RefusalCode::Secret,
+        format!(
+            "{peer} did not prove that it knows the cluster secret: set the same clusterSecret on every node"
+        ),
+    ))
 }
 
 fn agree(ours: &Agreement, theirs: &Agreement, peer: &str) -> Result<(), Refusal> {
@@ -390,16 +413,28 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("handshake values have string keys only")
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The bytes that hexadecimal digits stand for; `None` for anything else.
+pub(crate) fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
+    if !digits.len().is_multiple_of(2) {
+        return None;
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    digits
+        .chunks_exact(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?))
+        .collect()
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::cluster::view::MemberState;
 
-    fn identity(id: &str, secret: &str) -> Identity {
+    pub(crate) fn identity(id: &str, secret: &str) -> Identity {
         Identity {
             node: Member {
                 id: id.into(),
@@ -415,6 +450,7 @@ mod tests {
                 hash: "xxh3-64".into(),
                 virtual_nodes: 150,
                 enforce_routing: true,
+                membership: "peers".into(),
             },
             secret: secret.into(),
         }

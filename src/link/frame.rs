@@ -26,6 +26,9 @@ pub const MAX_HANDSHAKE_FRAME: usize = 8 * 1024;
 /// Longest close reason, in bytes (what a WebSocket close frame can carry).
 pub const MAX_REASON: usize = 123;
 
+/// Largest gossip message.
+pub const GOSSIP_MAX: usize = 16 * 1024;
+
 /// Frame types on the wire.
 mod tag {
     pub const HELLO: u8 = 0x01;
@@ -41,6 +44,7 @@ mod tag {
     pub const PING: u8 = 0x20;
     pub const PONG: u8 = 0x21;
     pub const VIEW: u8 = 0x30;
+    pub const GOSSIP: u8 = 0x31;
 }
 
 /// Bit of a data frame's flags: this chunk ends its message.
@@ -109,6 +113,8 @@ pub enum Frame<'a> {
         /// Hash of the view.
         hash: u64,
     },
+    /// A message of the membership protocol; see [`crate::store::peers`].
+    Gossip(&'a [u8]),
 }
 
 /// Why bytes are no frame. Each closes the link; no state has changed.
@@ -215,6 +221,8 @@ pub fn decode(body: &[u8]) -> Result<Frame<'_>, FrameError> {
             epoch: rest.try_get_u64().map_err(|_| bad())?,
             hash: rest.try_get_u64().map_err(|_| bad())?,
         },
+        tag::GOSSIP if rest.len() > GOSSIP_MAX => return Err(bad()),
+        tag::GOSSIP => Frame::Gossip(std::mem::take(&mut rest)),
         other => return Err(FrameError::UnknownType(other)),
     };
     if rest.is_empty() {
@@ -275,6 +283,7 @@ pub fn encode(frame: &Frame<'_>, out: &mut BytesMut) {
             out.put_u64(epoch);
             out.put_u64(hash);
         }
+        Frame::Gossip(bytes) => put(out, tag::GOSSIP, bytes),
     }
     let length = (out.len() - start - 4) as u32;
     out[start..start + 4].copy_from_slice(&length.to_be_bytes());
@@ -334,6 +343,7 @@ mod tests {
         Frame::Ping(1),
         Frame::Pong(2),
         Frame::View { epoch: 3, hash: 4 },
+        Frame::Gossip(b"abc"),
     ];
 
     #[test]
@@ -368,6 +378,7 @@ mod tests {
             "0000000914".to_owned() + "00000007" + "00000009",
             "0000000920".to_owned() + "0000000000000001",
             "0000001130".to_owned() + "0000000000000003" + "0000000000000004",
+            "0000000431".to_owned() + "616263",
         ];
         let frames = [
             Frame::Hello(b"{}{}"),
@@ -382,6 +393,7 @@ mod tests {
             ALL[10],
             ALL[11],
             ALL[13],
+            ALL[14],
         ];
         for (frame, golden) in frames.iter().zip(golden) {
             let mut wire = BytesMut::new();
@@ -414,6 +426,10 @@ mod tests {
         ] {
             assert_eq!(decode(body), Err(error), "{body:?}");
         }
+        let mut gossip = vec![0x31; 1 + GOSSIP_MAX];
+        assert!(decode(&gossip).is_ok());
+        gossip.push(0);
+        assert_eq!(decode(&gossip), Err(FrameError::Malformed(0x31)));
     }
 
     #[test]

@@ -8,4 +8,6 @@ pub mod connection;
 pub mod frame;
 pub mod mux;
 pub mod pipe;
+#[cfg(target_os = "linux")]
+pub mod readiness;
 pub mod upgrade;

@@ -38,7 +38,7 @@ pub struct Pipe {
 #[derive(Default)]
 struct State {
     open: bool,
-    closed: Option<String>,
+    closed: Option<(io::ErrorKind, String)>,
     input: BytesMut,
     paused: bool,
     /// Bytes under way to the socket.
@@ -95,9 +95,11 @@ impl Pipe {
         self.writable.notify_one();
     }
 
-    /// The socket is gone.
-    pub fn closed(&self, reason: &str) {
-        self.lock().closed.get_or_insert_with(|| reason.to_owned());
+    /// The socket is gone; `kind` where JavaScript's error has one that matters.
+    pub fn closed(&self, kind: io::ErrorKind, reason: &str) {
+        self.lock()
+            .closed
+            .get_or_insert_with(|| (kind, reason.to_owned()));
         self.readable.notify_one();
         self.writable.notify_one();
     }
@@ -105,7 +107,7 @@ impl Pipe {
     /// Reads what came in; 0 bytes where the socket closed after all of it was read.
     ///
     /// # Errors
-    /// Never for now; the signature is a socket's.
+    /// `ConnectionReset`; whatever else ended the socket is its end.
     pub async fn read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         loop {
             {
@@ -118,8 +120,12 @@ impl Pipe {
                     buffer.extend_from_slice(&input);
                     return Ok(input.len());
                 }
-                if state.closed.is_some() {
-                    return Ok(0);
+                match &state.closed {
+                    Some((kind @ io::ErrorKind::ConnectionReset, reason)) => {
+                        return Err(io::Error::new(*kind, reason.clone()));
+                    }
+                    Some(_) => return Ok(0),
+                    None => {}
                 }
             }
             self.readable.notified().await;
@@ -132,7 +138,7 @@ impl Pipe {
     /// `WouldBlock` where nothing fits, `BrokenPipe` where the socket is gone.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.lock();
-        if let Some(reason) = &state.closed {
+        if let Some((_, reason)) = &state.closed {
             return Err(io::Error::new(io::ErrorKind::BrokenPipe, reason.clone()));
         }
         let room = OUT_WINDOW.saturating_sub(state.out);
@@ -161,8 +167,9 @@ impl Pipe {
     }
 
     /// Why the socket closed, once it has.
-    pub fn close_reason(&self) -> Option<String> {
-        self.lock().closed.clone()
+    pub fn close_reason(&self) -> Option<io::Error> {
+        let (kind, reason) = self.lock().closed.clone()?;
+        Some(io::Error::new(kind, reason))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -176,7 +183,7 @@ pub struct PipeGuard(pub std::sync::Arc<Pipe>);
 
 impl Drop for PipeGuard {
     fn drop(&mut self) {
-        self.0.closed("link closed");
+        self.0.closed(io::ErrorKind::Other, "link closed");
         self.0.events.close(self.0.id);
     }
 }

@@ -94,7 +94,7 @@ pub async fn dial(
                 return Err(refusal.into());
             }
         },
-        other => return Err(unexpected(&other)),
+        other => return Err(unproven(unexpected(&other))),
     };
     write(writer, &Frame::Auth(&proof)).await?;
     let body = read(reader, &mut buffer).await?;
@@ -121,8 +121,13 @@ pub async fn accept<'a>(
     );
     writer.write_all(response.as_bytes()).await?;
     let result = authenticate(reader, writer, buffer, identity, loopback).await;
-    if let Err(UpgradeError::Refused(refusal)) = &result {
-        refuse(writer, refusal).await;
+    match &result {
+        Err(UpgradeError::Refused(refusal)) => refuse(writer, refusal).await,
+        Err(UpgradeError::Frame(error)) => {
+            let refusal = Refusal::new(RefusalCode::Malformed, format!("bad frame: {error}"));
+            refuse(writer, &refusal).await;
+        }
+        _ => {}
     }
     result
 }
@@ -150,7 +155,16 @@ async fn authenticate<'a>(
     let body = read(reader, buffer).await?;
     match frame::decode(&body)? {
         Frame::Auth(proof) => acceptor.finish(proof)?,
-        other => return Err(unexpected(&other)),
+        other => {
+            let error = unexpected(&other);
+            // The peer saw the difference first; here it is told from this side.
+            if let UpgradeError::RefusedByPeer(refusal) = &error
+                && refusal.code == RefusalCode::Mismatch
+            {
+                acceptor.agrees()?;
+            }
+            return Err(error);
+        }
     }
     Ok(acceptor)
 }
@@ -180,6 +194,16 @@ fn unexpected(frame: &Frame<'_>) -> UpgradeError {
             "a frame came out of turn in the handshake",
         )
         .into(),
+    }
+}
+
+/// Nothing follows from the word of somebody who has not proved that it knows the secret.
+fn unproven(error: UpgradeError) -> UpgradeError {
+    match error {
+        UpgradeError::RefusedByPeer(refusal) if refusal.code == RefusalCode::Removed => {
+            UpgradeError::RefusedByPeer(Refusal::new(RefusalCode::Other, refusal.reason))
+        }
+        error => error,
     }
 }
 

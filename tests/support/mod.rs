@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use serde_json::Value;
 use smartroute::cluster::view::{Member, MemberState};
-use smartroute::config::Settings;
+use smartroute::config::{HealthSettings, Settings};
 use smartroute::coordinator;
 use smartroute::handle::{Command, Core};
 use smartroute::inbox::kind;
@@ -18,8 +18,12 @@ use smartroute::link::auth::{Dialer, Identity, Refusal};
 use smartroute::link::connection::Link;
 use smartroute::link::frame::{self, Frame, MAX_FRAME};
 use smartroute::link::mux::Side;
+#[cfg(target_os = "linux")]
+use smartroute::link::readiness::Readiness;
 use smartroute::link::upgrade::{PATH, PROTOCOL_NAME};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+#[cfg(target_os = "linux")]
+use tokio::io::{Interest, unix::AsyncFd};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -74,6 +78,8 @@ pub enum Event {
     /// Anything of a pipe: its number.
     Pipe(u32),
     View,
+    /// A health check ended.
+    Health(Value),
     Log {
         level: String,
         key: String,
@@ -125,8 +131,11 @@ fn events(segment: &[u8]) -> Vec<Event> {
                 accepted: json()["accepted"].as_bool().unwrap(),
                 reason: text(&json()["reason"]),
             },
-            kind::PIPE_OUT | kind::PIPE_CLOSE | kind::PIPE_RESUME => Event::Pipe(link),
+            kind::PIPE_OUT | kind::PIPE_CLOSE | kind::PIPE_DIAL | kind::PIPE_RESUME => {
+                Event::Pipe(link)
+            }
             kind::VIEW => Event::View,
+            kind::HEALTH => Event::Health(json()),
             kind::LOG => Event::Log {
                 level: text(&json()["level"]),
                 key: text(&json()["key"]),
@@ -144,9 +153,28 @@ pub fn settings() -> Settings {
         virtual_nodes: 150,
         enforce_routing: true,
         migration_timeout: 5_000,
+        drain_timeout: 2_000,
+        migration_concurrency: 16,
+        health_check: HealthSettings {
+            // Nothing is checked within a test's life, unless the test says otherwise: fake peers
+            // expect links only.
+            interval: u64::MAX,
+            timeout: 3_000,
+            retries: 3,
+            backoff_multiplier: 2.0,
+            max_backoff: 30_000,
+            path: "/.smartroute/health".into(),
+        },
+        lease_duration: 14_000,
+        stall_timeout: 14_000,
         ping_interval: 500,
         link_patience: 3_000,
         dial_through_pipe: false,
+        // tests/link_tcp_polled.rs
+        sync_interval: 30_000,
+        redis: None,
+        shared_secret: false,
+        poll_links: env!("CARGO_CRATE_NAME").ends_with("polled"),
     }
 }
 
@@ -179,6 +207,16 @@ impl Node {
     }
 
     pub async fn with(id: &'static str, secret: &str, settings: Settings) -> Self {
+        Self::seeded(id, secret, settings, &[]).await
+    }
+
+    /// A node with entries in `clusterNodes`.
+    pub async fn seeded(
+        id: &'static str,
+        secret: &str,
+        settings: Settings,
+        seeds: &[(&str, u16)],
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let own = member(id, port);
@@ -187,7 +225,16 @@ impl Node {
         let woken = Arc::new(Notify::new());
         let wake = Arc::clone(&woken);
         core.inbox.on_wake(move || wake.notify_one());
+        #[cfg(target_os = "linux")]
+        if core.settings.poll_links {
+            let readiness = Arc::new(Readiness::new().unwrap());
+            core.readiness.set(Arc::clone(&readiness)).unwrap();
+            tokio::spawn(poll(Arc::clone(&core), readiness, Arc::clone(&woken)));
+        }
         tokio::spawn(coordinator::run(Arc::clone(&core), commands));
+        for (seed, port) in seeds {
+            core.request(Command::Add(member(seed, *port))).unwrap();
+        }
         let listening = true;
         core.request(Command::Announce { own, listening }).unwrap();
         let listener = tokio::spawn(serve(listener, Arc::clone(&core)));
@@ -305,6 +352,36 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.core.stop.cancel();
         self.listener.abort();
+    }
+}
+
+/// The event loop's part: level-triggered, as libuv's, on top of tokio's edges.
+#[cfg(target_os = "linux")]
+async fn poll(core: Arc<Core>, readiness: Arc<Readiness>, woken: Arc<Notify>) {
+    struct Set(Arc<Readiness>);
+    impl std::os::fd::AsRawFd for Set {
+        fn as_raw_fd(&self) -> std::os::fd::RawFd {
+            self.0.descriptor()
+        }
+    }
+    // SAFETY: the set owns its descriptor for as long as it lives.
+    let set = unsafe { AsyncFd::register_with_interest(Set(readiness), Interest::READABLE) };
+    let set = set.unwrap();
+    let polling = async {
+        loop {
+            // First, so that what becomes ready while reading is an edge again.
+            set.readable().await.unwrap().clear_ready();
+            while !set.get_ref().0.ready().is_empty() {
+                if core.read_ready() {
+                    woken.notify_one();
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    tokio::select! {
+        () = core.stop.cancelled() => {}
+        () = polling => {}
     }
 }
 

@@ -1,0 +1,85 @@
+/** Ends that come at a bad time: two nodes at once, a node that has only begun, a client that says nothing. */
+
+import assert from 'node:assert/strict';
+import { fork } from 'node:child_process';
+import { once } from 'node:events';
+import { it } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+import { connect, freePorts, startCluster, synced, until } from './support/cluster.mjs';
+import { UNNOTICED, database, everybodyHas, holders, home, move, names, types, watch } from './support/moves.mjs';
+import { startRedis } from './support/redis.mjs';
+
+const LONG = { timeout: 60_000 };
+
+for (const store of ['peers', 'redis']) {
+  it(`two of three nodes drain at once: everything comes to the third, and nobody there notices (${store})`, LONG, async (t) => {
+    const redis = store === 'redis' ? await startRedis(t) : undefined;
+    const { rows, ...hooks } = database();
+    const { nodes } = await startCluster(t, 3, () => ({
+      server: hooks,
+      smartRoute: redis === undefined ? {} : { redis: redis.url, leaseDuration: 3_000 },
+    }));
+    const documents = names(12);
+    const clients = documents.map((name) => connect(t, nodes[2], name));
+    await Promise.all(clients.map(synced));
+    const seen = clients.map(watch);
+    const stops = clients.map((client) => types(client));
+    for (const node of nodes.slice(0, 2)) {
+      assert.ok(documents.some((name) => holders(nodes, name)[0] === node.id), `${node.id} has some of them`);
+    }
+    await Promise.all(nodes.slice(0, 2).map(({ server }) => server.destroy()));
+    await until(() => documents.every((name) => String(holders(nodes, name)) === 'node-3'), 'all are at the third');
+    const typed = stops.map((stop) => stop());
+    await Promise.all(clients.map(synced));
+    assert.deepEqual(seen, seen.map(() => UNNOTICED));
+    for (const [at, name] of documents.entries()) await everybodyHas(nodes.slice(2), name, [clients[at]], typed[at]);
+  });
+}
+
+it('a signal at any point of the start ends the process, and the others go on without it', { timeout: 120_000 }, async (t) => {
+  const redis = await startRedis(t);
+  const { nodes: [node], clusterName } = await startCluster(t, 1, () => ({ smartRoute: { redis: redis.url, leaseDuration: 3_000 } }));
+  const client = connect(t, node, 'doc');
+  await synced(client);
+  const points = ['as it begins', 'before it is configured', 'once it is configured', 'before it joins', 'while it joins', 'as it listens'];
+  for (const [at, point] of points.entries()) {
+    const [port] = await freePorts(1);
+    const nodeId = `new-${at}`;
+    const child = fork(fileURLToPath(new URL('support/start-ends.mjs', import.meta.url)), [JSON.stringify({
+      point,
+      signal: at % 2 === 0 ? 'SIGTERM' : 'SIGINT',
+      port,
+      smartRoute: { nodeId, nodeAddress: '127.0.0.1', nodePort: port, clusterName, redis: redis.url, leaseDuration: 3_000 },
+    })], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    t.after(() => child.kill('SIGKILL'));
+    const [code, signal] = await once(child, 'exit', { signal: AbortSignal.timeout(20_000) });
+    assert.deepEqual([code, signal], [0, null], `a signal ${point}`);
+    await until(() => node.smartRoute.getRouteStats().nodes.every(({ id }) => id !== nodeId), `${nodeId}, which got a signal ${point}, is no member`, 20_000);
+  }
+  client.document.getArray('tokens').push(['on']);
+  await synced(client);
+  assert.deepEqual(holders([node], 'doc'), ['node-1']);
+});
+
+it('a client that does not answer when it is asked for its token is sent away with a code to reconnect, and others are not', LONG, async (t) => {
+  const { rows, ...hooks } = database();
+  const { nodes } = await startCluster(t, 2, () => ({ server: hooks, smartRoute: { migrationTimeout: 2_000 } }));
+  await home(nodes, 'doc', nodes[0]);
+  const good = connect(t, nodes[1], 'doc');
+  let asked = 0;
+  const silent = connect(t, nodes[1], 'doc', { token: () => (++asked === 2 ? new Promise(() => {}) : 'token') });
+  await Promise.all([good, silent].map(synced));
+  const [seen] = [good].map(watch);
+  const codes = [];
+  silent.configuration.websocketProvider.on('close', ({ event }) => codes.push(event.code));
+  const stops = [types(good, 20), types(silent, 20)];
+  await move(nodes, 'doc', nodes[1]);
+  await until(() => codes.length > 0, 'it is sent away', 30_000);
+  await until(() => asked === 3, 'it comes again');
+  const typed = stops.flatMap((stop) => stop());
+  await Promise.all([good, silent].map(synced));
+  assert.deepEqual(codes, [1012]);
+  assert.deepEqual(seen, UNNOTICED);
+  await everybodyHas(nodes, 'doc', [good, silent], typed);
+});

@@ -1,0 +1,332 @@
+/**
+ * What is done to the cluster while people type, and what must hold nevertheless. A fault gets `{ nodes, options, random,
+ * names, pause, tell, hush }` and resolves when the cluster is whole again; what it returns is reported. `hush` is called
+ * before the last thing that is broken is repaired.
+ */
+import { now, until } from '../rpc.mjs';
+import { median, percentile } from '../summary.mjs';
+
+/** Nothing that was acknowledged is lost, whoever wrote it, and only those on the leaving node reconnect. */
+const planned = () => ({ leaversToo: true, silence: 300, disconnects: true, alone: true, overlaps: 'serving' });
+
+/** With Redis a process that is gone is noticed without waiting for its lease: 1 s where heartbeats come every 300 ms. */
+const crash = ({ lease, store }) => ({
+  ...planned(),
+  leaversToo: false,
+  silence: store === 'redis' ? (lease <= 2700 ? 1000 : null) : lease + 1000,
+});
+
+/** Without Redis both sides of a partition go on: the README says so. */
+const cutOff = ({ lease, store }) => ({ ...planned(), leaversToo: false, silence: lease + 1000, overlaps: store === 'redis' ? 'starting' : null });
+
+const pick = (random, list) => list[Math.floor(random() * list.length)];
+const between = (random, least, most) => least + random() * (most - least);
+
+/** SIGTERM, and again; the cluster is whole when it is back. */
+async function replace(nodes, id, changes) {
+  const done = nodes.affect(id);
+  const ended = await nodes.terminate(id);
+  await nodes.restart(id, changes);
+  await nodes.agree();
+  done();
+  return ended;
+}
+
+/** Moves that were asked for, one after the other. */
+async function migrate({ nodes, tell }, name, to, through) {
+  const answer = await through.child.call('migrate', { name, to }, 70_000);
+  if (answer.code !== undefined) tell('refusals', `${name} to ${to}: ${answer.code} ${answer.message}`);
+  return answer;
+}
+
+export const FAULTS = {
+  none: {
+    about: 'nothing',
+    limits: planned,
+    async run({ pause, hush }) {
+      await pause(2000);
+      await hush();
+    },
+  },
+
+  join: {
+    about: 'one more node',
+    limits: planned,
+    async run({ nodes }) {
+      const began = now();
+      await nodes.join();
+      await nodes.agree();
+      return { joinedMs: now() - began };
+    },
+  },
+
+  leave: {
+    about: "a node's server.destroy()",
+    needs: { nodes: 2 },
+    limits: planned,
+    async run({ nodes, random }) {
+      const { id, child } = pick(random, nodes.running());
+      nodes.affect(id);
+      nodes.take(id);
+      const began = now();
+      await child.call('destroy', undefined, 40_000);
+      const destroyedMs = now() - began;
+      child.kill();
+      await nodes.agree();
+      return { node: id, destroyedMs };
+    },
+  },
+
+  remove: {
+    about: 'removeClusterNode at another node',
+    needs: { smartroute: true, nodes: 2 },
+    limits: planned,
+    async run({ nodes, random }) {
+      const { id } = pick(random, nodes.running());
+      nodes.affect(id);
+      const { child } = nodes.take(id);
+      await pick(random, nodes.running()).child.call('remove', { id }, 40_000);
+      await nodes.agree();
+      const emptied = await until(30_000, async () => (await child.call('state')).documents.length === 0);
+      if (emptied === null) throw new Error(`${id} still holds documents 30 s after its removal`);
+      child.kill();
+      return { node: id, emptiedMs: emptied };
+    },
+  },
+
+  drain: {
+    about: 'SIGTERM to a node',
+    needs: { nodes: 2 },
+    limits: planned,
+    async run({ nodes, random }) {
+      const { id } = pick(random, nodes.running());
+      nodes.affect(id);
+      const endedMs = await nodes.terminate(id);
+      await nodes.agree();
+      return { node: id, endedMs };
+    },
+  },
+
+  rolling: {
+    about: 'restart of every node, one after the other, by SIGTERM',
+    needs: { nodes: 2 },
+    limits: planned,
+    async run({ nodes, random, pause }) {
+      const endedMs = {};
+      const left = nodes.running().map(({ id }) => id);
+      while (left.length > 0) {
+        const id = pick(random, left);
+        left.splice(left.indexOf(id), 1);
+        endedMs[id] = await replace(nodes, id);
+        await pause(between(random, 300, 1000));
+      }
+      return { endedMs };
+    },
+  },
+
+  weight: {
+    about: 'a node comes back with three times its weight',
+    needs: { smartroute: true, nodes: 2 },
+    limits: planned,
+    async run({ nodes, random }) {
+      const { id } = pick(random, nodes.running());
+      return { node: id, endedMs: await replace(nodes, id, { weight: 3 }) };
+    },
+  },
+
+  pin: {
+    about: 'migrateDocument, there and back (--count 20)',
+    count: 20,
+    needs: { smartroute: true, nodes: 2 },
+    limits: planned,
+    async run(context) {
+      const { nodes, options, random, names } = context;
+      const took = [];
+      let name;
+      let home;
+      for (let i = 0; i < options.count; i++) {
+        const there = i % 2 === 0;
+        if (there) {
+          name = pick(random, names);
+          home = await nodes.running()[0].child.call('owner', { name });
+        }
+        const to = there ? pick(random, nodes.running().filter(({ id }) => id !== home)).id : home;
+        const answer = await migrate(context, name, to, pick(random, nodes.running()));
+        if (answer.code !== undefined) throw new Error(`${name} to ${to}: ${answer.code} ${answer.message}`);
+        took.push(answer.took);
+      }
+      for (const pinned of names) await nodes.running()[0].child.call('unpin', { name: pinned });
+      await nodes.agree();
+      took.sort((a, b) => a - b);
+      return { moves: took.length, moveMsMedian: median(took), moveMsP99: percentile(took, 0.99) };
+    },
+  },
+
+  kill: {
+    about: 'kill -9 of a node, and its restart (--count 1)',
+    needs: { nodes: 2, expiry: true },
+    limits: crash,
+    async run({ nodes, options, random, pause, hush }) {
+      const noticedMs = [];
+      for (let i = 0; i < options.count; i++) {
+        const { id } = pick(random, nodes.running());
+        const done = nodes.affect(id);
+        const began = now();
+        await nodes.kill(id);
+        // Some are back before anybody has missed them.
+        if (i === 0 || random() < 2 / 3) {
+          await nodes.agree();
+          if (nodes.routed) noticedMs.push(now() - began);
+          await pause(between(random, 100, 1000));
+        }
+        if (i === options.count - 1) await hush();
+        await nodes.restart(id);
+        await nodes.agree();
+        done();
+        await pause(between(random, 300, 1500));
+      }
+      return { kills: options.count, noticedMs };
+    },
+  },
+
+  'kill-move': {
+    about: 'kill -9 of the old or the new owner while a document moves (--count 5)',
+    count: 5,
+    needs: { smartroute: true, nodes: 3, expiry: true },
+    limits: crash,
+    async run(context) {
+      const { nodes, options, random, names, pause, tell } = context;
+      const killed = [];
+      for (let i = 0; i < options.count; i++) {
+        const name = pick(random, names);
+        const from = await nodes.running()[0].child.call('owner', { name });
+        const to = pick(random, nodes.running().filter(({ id }) => id !== from)).id;
+        const victim = random() < 0.5 ? from : to;
+        const witness = nodes.running().find(({ id }) => id !== from && id !== to);
+        const done = nodes.affect(victim);
+        const move = migrate(context, name, to, witness).then(({ code }) => code ?? 'moved', (error) => error.message);
+        const after = between(random, 0, 60);
+        await pause(after);
+        await nodes.kill(victim);
+        await nodes.agree();
+        await nodes.restart(victim);
+        await nodes.agree();
+        done();
+        const outcome = await move;
+        if (outcome === 'ERR_SMARTROUTE_NOT_IMPLEMENTED') throw new Error(`migrateDocument: ${outcome}`);
+        killed.push({ name, which: victim === from ? 'old owner' : 'new owner', after: Math.round(after), outcome });
+        tell('moves', `${name}: ${outcome}`);
+        await witness.child.call('unpin', { name });
+        await pause(between(random, 300, 1000));
+      }
+      return { killed };
+    },
+  },
+
+  stop: {
+    about: 'SIGSTOP of a node past its lease, then SIGCONT',
+    needs: { nodes: 2, expiry: true },
+    limits: cutOff,
+    async run({ nodes, options, random, pause, hush }) {
+      const { id } = pick(random, nodes.running());
+      const done = nodes.affect(id);
+      const { child } = nodes.take(id);
+      const began = now();
+      child.signal('SIGSTOP');
+      await nodes.agree();
+      const noticedMs = now() - began;
+      await pause(Math.max(500, options.lease * 1.5 - noticedMs));
+      await hush();
+      child.signal('SIGCONT');
+      const woken = now();
+      nodes.back(id);
+      await nodes.agree();
+      done();
+      return { node: id, noticedMs, backMs: now() - woken };
+    },
+  },
+
+  partition: {
+    about: 'a node hears neither the others nor Redis; its clients reach it all the same',
+    needs: { nodes: 2, expiry: true },
+    relays: true,
+    limits: cutOff,
+    async run({ nodes, options, random, pause, hush }) {
+      const { id } = pick(random, nodes.running());
+      const done = nodes.affect(id);
+      const began = now();
+      const alone = nodes.take(id);
+      alone.links.silence();
+      alone.redis?.silence();
+      for (const { links } of nodes.running()) links.silence((from) => from === id);
+      await nodes.agree();
+      const noticedMs = now() - began;
+      await pause(Math.max(500, options.lease * 1.5 - noticedMs));
+      await hush();
+      for (const { links, redis } of nodes.all.values()) {
+        links.mend();
+        redis?.mend();
+      }
+      const mended = now();
+      nodes.back(id);
+      await nodes.agree(Math.max(40_000, options.lease * 5));
+      done();
+      return { node: id, noticedMs, backMs: now() - mended };
+    },
+  },
+
+  'one-way': {
+    about: 'nobody reaches a node any more, while it reaches everybody, for two leases',
+    needs: { smartroute: true, nodes: 2 },
+    relays: true,
+    // Whoever needs that node waits; none of this is promised more than that it passes.
+    limits: (options) => ({ ...cutOff(options), silence: null }),
+    async run({ nodes, options, random, pause, hush }) {
+      const { id, links } = pick(random, nodes.running());
+      const done = nodes.affect(id);
+      links.silence();
+      await pause(options.lease * 2);
+      await hush();
+      const mended = now();
+      links.mend();
+      await nodes.agree(40_000);
+      done();
+      return { node: id, backMs: now() - mended };
+    },
+  },
+
+  'redis-kill': {
+    about: 'Redis is killed, and comes back empty',
+    needs: { redis: true },
+    limits: planned,
+    async run({ nodes, options, pause, hush }) {
+      await nodes.redis.stop();
+      await pause(options.lease * 2);
+      await hush();
+      await nodes.redis.start();
+      await nodes.agree();
+    },
+  },
+
+  'redis-move': {
+    about: 'Redis is killed while documents move to a node that joins, and comes back empty',
+    needs: { smartroute: true, redis: true },
+    limits: planned,
+    async run({ nodes, options, random, pause, hush }) {
+      const known = async (id) => (await nodes.running()[0].child.call('state')).members.includes(id);
+      const newcomer = nodes.next();
+      const joins = nodes.join();
+      joins.catch(() => {}); // awaited below
+      if ((await until(20_000, () => known(newcomer), 1)) === null) throw new Error(`${newcomer} is no member 20 s after its start`);
+      const after = between(random, 0, 30);
+      await pause(after);
+      await nodes.redis.stop();
+      await pause(options.lease * 2);
+      await hush();
+      await nodes.redis.start();
+      await joins;
+      await nodes.agree();
+      return { after };
+    },
+  },
+};

@@ -1,0 +1,127 @@
+/**
+ * One node: Hocuspocus with what is under test, a database that keeps the last write, and a journal of what it did for
+ * each document, which outlives a kill.
+ */
+import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { Server } from '@hocuspocus/server';
+import { now, serve, sleep } from '../rpc.mjs';
+import { decode, encode } from './database.mjs';
+
+let config;
+let server;
+let smartRoute;
+let epoch = 0;
+/** No new clients from a load balancer, as in Kubernetes from the moment of SIGTERM. */
+let leaving = false;
+process.on('SIGTERM', () => (leaving = true));
+
+const migrations = { started: 0, completed: 0, failed: [], durations: [] };
+
+async function underTest() {
+  if (config.mode === 'extension-redis') {
+    const { Redis } = await import('@hocuspocus/extension-redis');
+    return new Redis({ host: '127.0.0.1', port: config.redisPort, prefix: 'chaos' });
+  }
+  const { SmartRoute } = await import('../../index.js');
+  smartRoute = new SmartRoute({ nodeId: config.id, nodeAddress: '127.0.0.1', ...config.smartRoute });
+  smartRoute.on('viewChanged', (view) => ({ epoch } = view));
+  smartRoute.on('migrationStarted', () => migrations.started++);
+  smartRoute.on('migrationCompleted', ({ duration }) => {
+    migrations.completed++;
+    migrations.durations.push(duration);
+  });
+  smartRoute.on('migrationFailed', ({ reason }) => migrations.failed.push(String(reason)));
+  return smartRoute;
+}
+
+/** One number for each time a document comes into memory. @type {WeakMap<object, number>} */
+const holds = new WeakMap();
+let loads = 0;
+
+function note(what, document) {
+  if (!holds.has(document)) holds.set(document, ++loads);
+  const line = { at: now(), node: config.id, pid: process.pid, hold: holds.get(document), document: document.name, epoch, what };
+  appendFileSync(join(config.folder, `${config.id}-${process.pid}.log`), `${JSON.stringify(line)}\n`);
+}
+
+let writes = 0;
+
+/** Its hooks run after those of what is under test: it sees what they let through. */
+const application = {
+  extensionName: 'application',
+  priority: 10,
+  async onLoadDocument({ document }) {
+    note('load', document);
+    const file = join(config.folder, `${document.name}.db`);
+    await sleep(config.storeDelay);
+    if (existsSync(file)) decode(config.database, readFileSync(file), document);
+  },
+  async beforeHandleMessage({ document }) {
+    note('frame', document);
+  },
+  async onStoreDocument({ document }) {
+    note('store', document);
+    const state = encode(config.database, document);
+    await sleep(config.storeDelay);
+    const file = join(config.folder, `${document.name}.db`);
+    const temporary = `${file}.${process.pid}.${++writes}`;
+    writeFileSync(temporary, state);
+    renameSync(temporary, file);
+    note('stored', document);
+  },
+  async onRequest({ request, response }) {
+    if (request.url !== '/ready') return;
+    const ready = !leaving && (smartRoute?.isInitialized ?? true);
+    response.writeHead(ready ? 200 : 503).end();
+    throw null; // Hocuspocus' word for "answered"
+  },
+};
+
+serve({
+  async start(given) {
+    config = given;
+    server = new Server({
+      address: '127.0.0.1',
+      port: config.port,
+      quiet: true,
+      debounce: config.debounce,
+      maxDebounce: config.debounce * 4,
+      extensions: [await underTest(), application],
+    });
+    await server.listen();
+  },
+
+  state: () => ({
+    ready: smartRoute?.isInitialized ?? true,
+    epoch,
+    members: smartRoute?.getRouteStats().nodes.map(({ id }) => id) ?? null,
+    links: smartRoute?.getLinkStats().filter((link) => link.up && !link.accepted).length ?? null,
+    documents: [...server.hocuspocus.documents.keys()],
+  }),
+
+  owner: ({ name }) => smartRoute.getDocumentTargetNode(name)?.id ?? null,
+  migrations: () => migrations,
+
+  /** A refusal is an answer: `{ code, message }` of the error. */
+  migrate: ({ name, to }) => attempt(() => smartRoute.migrateDocument(name, to)),
+  unpin: ({ name }) => attempt(() => smartRoute.unpinDocument(name)),
+  remove: ({ id }) => smartRoute.removeClusterNode(id),
+
+  destroy() {
+    leaving = true;
+    return server.destroy();
+  },
+
+  stop: () => server?.destroy(),
+});
+
+async function attempt(work) {
+  const began = now();
+  try {
+    await work();
+    return { took: now() - began };
+  } catch (error) {
+    return { took: now() - began, code: error.code ?? null, message: error.message };
+  }
+}

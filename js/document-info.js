@@ -1,0 +1,44 @@
+/** What a document's owner tells about it. */
+
+import { encodeStateAsUpdate } from './yjs.js';
+
+/** Name of the request. */
+export const INFO = 'info';
+
+/**
+ * @param {any} instance Hocuspocus
+ * @param {string} nodeId
+ * @returns {(name: string) => Promise<import('../index.js').DocumentInfo>}
+ */
+export function documentInfo(instance, nodeId) {
+  return async (name) => {
+    const document = instance.documents.get(name);
+    const info = { documentName: name, owner: nodeId, state: stateOf(instance, name) };
+    if (document === undefined) return { ...info, bytes: null, connections: {}, directConnections: 0, lastChange: null };
+    /** @type {Record<string, number>} */
+    const connections = {};
+    for (const { webSocket } of document.getConnections()) {
+      // A client that reached this node has its socket here; other nodes' have a stream.
+      const edge = /** @type {import('./owner.js').StreamSocket} */ (webSocket).edge || nodeId;
+      connections[edge] = (connections[edge] ?? 0) + 1;
+    }
+    return {
+      ...info,
+      bytes: encodeStateAsUpdate(document).length,
+      connections,
+      directConnections: document.directConnectionsCount,
+      lastChange: document.lastChangeTime > 0 ? new Date(document.lastChangeTime) : null,
+    };
+  };
+}
+
+/** @param {any} instance @param {string} name @returns {import('../index.js').DocumentInfo['state']} */
+function stateOf({ documents, loadingDocuments, unloadingDocuments, debouncer }, name) {
+  if (loadingDocuments?.has(name)) return 'loading';
+  if (unloadingDocuments?.has(name)) return 'unloading';
+  const document = documents.get(name);
+  if (document === undefined) return 'closed';
+  const id = `onStoreDocument-${name}`;
+  const stores = document.saveMutex?.isLocked() || debouncer?.isDebounced(id) || debouncer?.isCurrentlyExecuting?.(id);
+  return stores ? 'changed' : 'open';
+}

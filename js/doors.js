@@ -1,0 +1,190 @@
+/**
+ * The doors to documents beside clients' sockets, wired: calls, what is asked of the whole cluster,
+ * direct connections, stateless messages. What users pass is checked here.
+ */
+
+import { DocumentCalls } from './calls.js';
+import { ClusterWide } from './cluster-wide.js';
+import { Kind } from './core.js';
+import { DirectConnections } from './direct-connection.js';
+import { INFO, documentInfo } from './document-info.js';
+import { boolean, documentText, integerRule, isSet, readFields, shown, textRule, wrong } from './rules.js';
+import { Placement } from './placement.js';
+import { Requests } from './requests.js';
+
+/** Name of the request that sends a stateless message to a document's clients. */
+const STATELESS = 'stateless';
+
+/** How long somebody waits who does not say. ms */
+const CALL = 10_000;
+const CLUSTER = 2_000;
+
+/** Timers with a longer delay fire at once. */
+const milliseconds = integerRule(1, 2 ** 31 - 1, 'an integer of milliseconds');
+const handlerName = textRule(255);
+
+/**
+ * This end of a stream that a peer opened.
+ * @typedef {object} StreamEnd
+ * @property {(kind: number, bytes: Uint8Array) => void} send
+ * @property {(code: number, reason: string) => void} close
+ */
+
+/**
+ * Who has a stream that is no client socket's.
+ * @typedef {object} Session
+ * @property {(kind: number, bytes: Uint8Array) => void} message
+ * @property {() => void} closed
+ */
+
+/** @typedef {object} DoorsContext
+ * @property {import('./core.js').Core} core
+ * @property {import('./router.js').Router} router
+ * @property {import('./log.js').Log} log
+ * @property {any} instance Hocuspocus
+ * @property {import('./edge.js').Edge} edge
+ * @property {import('./owner.js').Owner} owner
+ * @property {import('../index.js').ResolvedConfiguration} options
+ * @property {Map<string, import('./calls.js').DocumentHandler>} handlers the application's
+ * @property {import('./request.js').ContextCodec} contexts
+ * @property {import('./claims.js').Claims} claims
+ * @property {(name: string) => 'served' | 'moving' | null} held how a document stands that is in memory here
+ * @property {(name: string) => boolean} isAuthenticating whether somebody is being let in to a document
+ * @property {(name: string) => boolean} isPlacedHere a function of its ring owner has placed a document here
+ * @property {() => boolean} listening
+ * @property {() => boolean} serving whether this node has joined and knows who owns what
+ * @property {() => string} nodeId
+ */
+
+export class Doors {
+  #placement;
+  #requests;
+  #documents;
+  #cluster;
+  #direct;
+
+  /** @param {DoorsContext} context */
+  constructor(context) {
+    const { core, router, log, instance, nodeId } = context;
+    this.#placement = new Placement(context);
+    this.#requests = new Requests(core, router, log);
+    const parts = { ...context, requests: this.#requests, placement: this.#placement };
+    this.#documents = new DocumentCalls(parts);
+    this.#cluster = new ClusterWide(parts);
+    this.#direct = new DirectConnections({
+      ...parts,
+      broadcastStateless: (name, payload) => this.broadcastStateless(name, payload),
+      placedHere: context.isPlacedHere,
+    });
+    this.#documents.handle(INFO, documentInfo(instance, nodeId()));
+    this.#documents.handle(STATELESS, (name, payload) => {
+      const document = instance.documents.get(name);
+      document?.broadcastStateless(String(payload));
+      return document?.connections.size ?? 0;
+    });
+  }
+
+  // ── What the node tells ──────────────────────────────────────────────────────────────────────
+
+  viewChanged() {
+    this.#requests.viewChanged();
+    this.#direct.viewChanged();
+    this.#placement.changed();
+  }
+
+  rightChanged() {
+    this.#direct.rightChanged();
+    this.#placement.changed();
+  }
+
+  /** A document has left memory. @param {string} name */
+  released(name) {
+    this.#direct.viewChanged(name);
+    this.#placement.changed();
+  }
+
+  /** The right has lapsed, and all documents have left memory. */
+  fence() {
+    this.#direct.fence();
+  }
+
+  /** @param {number} link */
+  linkUp(link) {
+    this.#requests.linkUp(link);
+  }
+
+  /** @param {number} link */
+  linkDown(link) {
+    this.#requests.linkDown(link);
+  }
+
+  /**
+   * A peer opened a stream, and it is no client socket's.
+   *
+   * @param {number} kind
+   * @param {Uint8Array} bytes
+   * @param {StreamEnd} stream
+   * @returns {Session | null}
+   */
+  session(kind, bytes, stream) {
+    if (kind === Kind.Call) return this.#requests.called(bytes, stream);
+    return kind === Kind.Replica ? this.#direct.opened(bytes, stream) : null;
+  }
+
+  destroy() {
+    this.#direct.destroy();
+    this.#requests.destroy();
+    this.#documents.destroy();
+  }
+
+  // ── Methods ──────────────────────────────────────────────────────────────────────────────────
+
+  call(documentName, name, payload, options) {
+    const { timeout, onlyIfOpen } = readFields(options ?? {}, 'options', ['timeout', 'onlyIfOpen'], '');
+    const request = {
+      document: documentText(documentName, 'documentName'),
+      kind: /** @type {const} */ ('application'),
+      name: handlerName(name, 'name'),
+      payload,
+      onlyIfOpen: isSet(onlyIfOpen) ? boolean(onlyIfOpen, 'onlyIfOpen') : false,
+    };
+    return this.#documents.ask(request, isSet(timeout) ? milliseconds(timeout, 'timeout') : CALL);
+  }
+
+  getDocumentInfo(documentName, options) {
+    return this.#own(documentText(documentName, 'documentName'), INFO, null, timeoutOf(options, CALL));
+  }
+
+  broadcastStateless(documentName, payload, options) {
+    if (typeof payload !== 'string') {
+      throw wrong('payload', 'a string, as for document.broadcastStateless()', shown(payload), 'Use JSON.stringify() for anything else.');
+    }
+    return this.#own(documentText(documentName, 'documentName'), STATELESS, payload, timeoutOf(options, CALL));
+  }
+
+  #own(document, name, payload, timeout) {
+    return this.#documents.ask({ document, kind: 'own', name, payload, onlyIfOpen: false }, timeout);
+  }
+
+  closeConnections(documentName, options) {
+    const name = isSet(documentName) ? documentText(documentName, 'documentName') : undefined;
+    return this.#cluster.closeConnections(name, timeoutOf(options, CLUSTER));
+  }
+
+  getClusterStats(options) {
+    return this.#cluster.stats(timeoutOf(options, CLUSTER));
+  }
+}
+
+/** @param {Map<string, import('./calls.js').DocumentHandler>} handlers @param {unknown} name @param {unknown} run */
+export function addHandler(handlers, name, run) {
+  const checked = handlerName(name, 'name');
+  if (typeof run !== 'function') throw wrong('handler', 'a function of (documentName, payload)', shown(run));
+  if (handlers.has(checked)) throw wrong('name', 'a name without a handler', shown(checked), 'It has one already: give each its own name.');
+  handlers.set(checked, /** @type {any} */ (run));
+}
+
+function timeoutOf(options, byDefault) {
+  const { timeout } = readFields(options ?? {}, 'options', ['timeout'], '');
+  return isSet(timeout) ? milliseconds(timeout, 'timeout') : byDefault;
+}

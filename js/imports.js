@@ -1,0 +1,387 @@
+/**
+ * The new owner's side of a handoff: takes a document's state, loads the document with it through
+ * Hocuspocus, and serves it once the old owner has let go.
+ *
+ * | from      | event                                         | to        |
+ * |-----------|-----------------------------------------------|-----------|
+ * | –         | HANDOFF                                       | receiving |
+ * | receiving | the whole state, under a view that gives it to this node | loading |
+ * | receiving, loading | not this node's, or a hook fails: REFUSED | –    |
+ * | loading   | loaded: ACCEPTED                              | accepted  |
+ * | accepted  | RELEASED: served from now on, TAKEN           | –         |
+ * | receiving, loading, accepted | ABANDONED                  | –         |
+ * | receiving, loading, accepted | the stream is lost: the old owner may go on with it, so that this is no use any more | – |
+ */
+
+import { Kind } from './core.js';
+import { end, storeSoon, takeOut } from './hocuspocus.js';
+import { readMeta, rebuild } from './request.js';
+import { applyUpdate } from './yjs.js';
+
+const decoder = new TextDecoder();
+const encoder = new TextEncoder();
+
+/** A document that nobody opens after it moved is unloaded after so long. ms */
+const IDLE = 10_000;
+
+/** Longest state: what Hocuspocus itself could not send to a client is none. bytes */
+const LONGEST = 2 ** 31 - 1;
+
+/** A node with another view is given so long to come to the sender's. ms */
+const OTHER_VIEW = 2_000;
+
+/** Handoffs that wait for their view, or are on their way, at a time. */
+const AT_ONCE = 4_096;
+
+/**
+ * @typedef {object} ImportsContext
+ * @property {import('./core.js').Core} core
+ * @property {import('./router.js').Router} router
+ * @property {import('./log.js').Log} log
+ * @property {import('./request.js').ContextCodec} contexts
+ * @property {any} instance Hocuspocus
+ * @property {import('./claims.js').Claims} claims
+ * @property {() => void} changed what is held here is not what it was
+ */
+
+export class Imports {
+  #context;
+  /** @type {Set<Import>} */
+  #running = new Set();
+  /** States that wait for Hocuspocus to make their document. @type {Map<string, Uint8Array>} */
+  #states = new Map();
+  /** Documents that nobody may be served from yet. @type {Map<object, Import>} */
+  #kept = new Map();
+  /** Documents whose clients are still on their way here, with how many of them. @type {Map<object, number>} */
+  #awaited = new Map();
+  /** Documents that were never this node's: they are not stored. @type {WeakSet<object>} */
+  #gone = new WeakSet();
+  #ended = false;
+  /** The application's hooks write what they load into the document, instead of returning it. */
+  #copies = false;
+
+  /** @param {ImportsContext} context */
+  constructor(context) {
+    this.#context = context;
+    this.#wrap(context.instance);
+  }
+
+  /**
+   * The state comes before any hook that loads it, and what those return is not merged: it would be there
+   * twice. Hooks that write into the document itself are found out, and given a copy.
+   */
+  #wrap(instance) {
+    const hooks = instance.hooks;
+    instance.hooks = (name, payload, callback = null) => {
+      const state = name === 'onLoadDocument' ? this.#states.get(payload.documentName) : undefined;
+      const run = (given, then) => hooks.call(instance, name, given, then);
+      return state === undefined ? run(payload, callback) : this.#loadWith(state, payload, run);
+    };
+  }
+
+  async #loadWith(state, payload, run) {
+    const { document } = payload;
+    applyUpdate(document, state, MOVED);
+    if (this.#copies) {
+      const copy = new document.constructor(document.name, {}, { flushDelay: false });
+      try {
+        applyUpdate(copy, state, MOVED);
+        await run({ ...payload, document: copy }, null);
+      } finally {
+        copy.destroy();
+      }
+      return;
+    }
+    let written = false;
+    const write = () => { written = true; };
+    document.on('update', write);
+    try {
+      await run(payload, null);
+    } finally {
+      document.off('update', write);
+    }
+    if (written) throw new Written();
+  }
+
+  /** Whether a document is here, and nobody may be served from it yet. @param {object} document */
+  isComing(document) {
+    return this.#kept.has(document);
+  }
+
+  /**
+   * How many clients that had a document open at its old owner have not come yet. With an application
+   * that builds its documents anew at each load, they would have everything twice if it were unloaded.
+   *
+   * @param {object} document
+   */
+  awaits(document) {
+    return this.#awaited.get(document) ?? 0;
+  }
+
+  /** @param {any} document @param {number} clients */
+  #await(document, clients) {
+    if (clients === 0) return;
+    this.#awaited.set(document, clients);
+    const { addConnection } = document;
+    document.addConnection = (...connection) => {
+      const left = /** @type {number} */ (this.#awaited.get(document)) - 1;
+      if (left > 0) {
+        this.#awaited.set(document, left);
+      } else {
+        this.#awaited.delete(document);
+        delete document.addConnection;
+      }
+      return addConnection.apply(document, connection);
+    };
+  }
+
+  /**
+   * Another node offers a document that it has.
+   *
+   * @param {import('./claims.js').NodeStream} stream
+   * @param {Uint8Array} bytes
+   * @returns {import('./core.js').StreamHandler}
+   */
+  offered(stream, bytes) {
+    const head = readHead(bytes);
+    if (head === null || this.#ended || this.#running.size >= AT_ONCE) {
+      if (head === null) stream.close(1002, 'SmartRoute: malformed handoff');
+      else stream.close(1013, 'SmartRoute: this node takes no document now');
+      return { message: () => {}, closed: () => {} };
+    }
+    const running = new Import(stream, head);
+    this.#running.add(running);
+    return {
+      message: (kind, payload) => this.#heard(running, kind, payload),
+      closed: () => this.#closed(running),
+    };
+  }
+
+  /** @param {Import} running @param {number} kind @param {Uint8Array} bytes */
+  #heard(running, kind, bytes) {
+    switch (kind) {
+      case Kind.State: {
+        if (running.received + bytes.length > running.size) return running.stream.close(1002, 'SmartRoute: a state longer than it was said to be');
+        running.state.set(bytes, running.received);
+        running.received += bytes.length;
+        const taken = new Uint8Array(4);
+        new DataView(taken.buffer).setUint32(0, bytes.length);
+        running.stream.send(Kind.More, taken);
+        if (running.received === running.size) this.#begin(running);
+        return;
+      }
+      case Kind.Delta:
+        return this.#change(running, bytes.slice());
+      case Kind.Released:
+        return this.#released(running, JSON.parse(decoder.decode(bytes)));
+      case Kind.Abandoned:
+        return this.#closed(running);
+    }
+  }
+
+  #begin(running) {
+    this.#load(running).catch((error) => {
+      this.#refuse(running, error?.message ?? 'a hook that loads it failed');
+    });
+  }
+
+  /** Whether it had not ended before. @param {Import} running */
+  #end(running) {
+    if (running.ended) return false;
+    running.ended = true;
+    return this.#running.delete(running);
+  }
+
+  #refuse(running, reason) {
+    if (!this.#end(running)) return;
+    this.#discard(running);
+    running.stream.send(Kind.Refused, encoder.encode(reason));
+    running.stream.close(1000, '');
+  }
+
+  /** @param {Import} running */
+  async #load(running) {
+    const { core, router } = this.#context;
+    const { name, view } = running;
+    const own = router.owner(name)?.own === true;
+    // Whoever holds it alone may give it to whoever owns it, whichever view either has. Where ours gives
+    // it to somebody else, the next one decides, and then the one who gave it.
+    const waits = !own && view !== router.hash && running.waits !== false;
+    if (waits) {
+      running.waits ??= setTimeout(() => {
+        running.waits = false;
+        this.#begin(running);
+      }, OTHER_VIEW).unref();
+      return;
+    }
+    clearTimeout(running.waits || undefined);
+    running.waits = false;
+    if (!own) return this.#refuse(running, 'it does not own the document');
+    if (!core.serves()) return this.#refuse(running, 'it may not serve now');
+    running.document = await this.#open(running);
+    for (const change of running.changes.splice(0)) apply(running.document, change);
+    if (running.ended) return this.#discard(running);
+    if (running.document.store.pendingStructs !== null || running.document.store.pendingDs !== null) {
+      return this.#refuse(running, 'a part of the state is missing');
+    }
+    running.accepted = true;
+    running.stream.send(Kind.Accepted, '');
+  }
+
+  /** @param {Import} running */
+  async #open(running) {
+    const { instance, contexts } = this.#context;
+    const { name, meta, state } = running;
+    await instance.loadingDocuments?.get(name)?.catch(() => {});
+    // A document that is made while an earlier one of its name is unloaded would be taken for that.
+    while (instance.unloadingDocuments?.has(name)) await instance.unloadingDocuments.get(name);
+    const there = instance.documents.get(name);
+    if (there !== undefined) {
+      // Both had it: without Redis, and after a partition. Or the stream was lost, and it is sent again.
+      if (!this.#kept.has(there)) applyUpdate(there, state, { source: 'local', context: {} });
+      else {
+        this.#kept.set(there, running);
+        apply(there, state);
+      }
+      return there;
+    }
+    const request = meta === null ? new Request('http://localhost') : rebuild(meta);
+    const context = meta === null ? {} : contexts.decode(meta.context);
+    const create = () => instance.createDocument(name, request, 'server', { isAuthenticated: true, readOnly: false }, context);
+    this.#states.set(name, state);
+    try {
+      const document = await create().catch((error) => {
+        if (!(error instanceof Written)) throw error;
+        this.#copies = true;
+        return create();
+      });
+      this.#kept.set(document, running);
+      return document;
+    } finally {
+      this.#states.delete(name);
+    }
+  }
+
+  #change(running, update) {
+    if (running.accepted) apply(running.document, update);
+    else running.changes.push(update);
+  }
+
+  /** @param {Import} running @param {{ dirty: boolean, clients?: number }} last */
+  #released(running, { dirty, clients = 0 }) {
+    if (!running.accepted || !this.#end(running)) return;
+    running.stream.send(Kind.Taken, '');
+    running.stream.close(1000, '');
+    this.#serve(running.document, dirty === true, clients);
+    this.#context.claims.grant(running.name);
+    this.#context.changed();
+  }
+
+  /** @param {any} document @param {boolean} dirty @param {number} clients who had it open at its old owner */
+  #serve(document, dirty, clients) {
+    const { instance } = this.#context;
+    this.#kept.delete(document);
+    if (instance.documents.get(document.name) !== document) return;
+    this.#await(document, clients);
+    if (dirty) storeSoon(instance, document);
+    setTimeout(() => {
+      if (this.#awaited.delete(document)) delete document.addConnection;
+      if (instance.documents.get(document.name) === document) instance.unloadDocument(document).catch(() => {});
+    }, IDLE).unref();
+  }
+
+  /** @param {Import} running */
+  #closed(running) {
+    if (!this.#end(running)) return;
+    this.#discard(running);
+    this.#context.changed();
+  }
+
+  /** @param {Import} running */
+  #discard(running) {
+    const { document } = running;
+    if (document === null || this.#kept.get(document) !== running) return;
+    const { instance } = this.#context;
+    this.#kept.delete(document);
+    if (instance.documents.get(document.name) !== document) return;
+    this.#gone.add(document);
+    takeOut(instance, document, 'SmartRoute: the document is elsewhere');
+    end(instance, document);
+  }
+
+  /** Whether a document is not to be stored here (yet). @param {object} document */
+  putsOff(document) {
+    return this.#gone.has(document) || this.#kept.has(document);
+  }
+
+  viewChanged() {
+    for (const running of [...this.#running]) if (running.waits) this.#begin(running);
+  }
+
+  /** This node lost its place in the cluster: others have these documents, or will. */
+  lapsed() {
+    for (const running of [...this.#running]) this.#refuse(running, 'it lost its place in the cluster');
+  }
+
+  destroy() {
+    this.#ended = true;
+    this.lapsed();
+  }
+}
+
+/** A hook wrote what it had loaded into a document that has it already. */
+class Written extends Error {}
+
+/** A document on its way here. */
+class Import {
+  received = 0;
+  /** Set while the view is another one than the sender's; `false` once that is not waited for any more. @type {NodeJS.Timeout | false | undefined} */
+  waits;
+  accepted = false;
+  ended = false;
+  /** @type {any} */
+  document = null;
+  /** Changes that came before it was loaded. @type {Uint8Array[]} */
+  changes = [];
+
+  constructor(stream, { document, view, size, meta }) {
+    this.stream = stream;
+    this.name = document;
+    this.view = view;
+    this.size = size;
+    this.meta = meta;
+    this.state = new Uint8Array(size);
+  }
+}
+
+/** Of changes that the old owner has seen and stored, or says that are to be. */
+const MOVED = Object.freeze({ source: 'local', skipStoreHooks: true });
+
+/**
+ * A change for which the old owner has run the hooks.
+ *
+ * @param {any} document
+ * @param {Uint8Array} update
+ */
+function apply(document, update) {
+  const { onUpdate } = document.callbacks;
+  document.callbacks.onUpdate = () => {};
+  try {
+    applyUpdate(document, update, MOVED);
+  } finally {
+    document.callbacks.onUpdate = onUpdate;
+  }
+}
+
+/** @param {Uint8Array} bytes */
+function readHead(bytes) {
+  try {
+    const head = JSON.parse(decoder.decode(bytes));
+    const valid = typeof head.document === 'string' && typeof head.view === 'string'
+      && Number.isSafeInteger(head.size) && head.size > 0 && head.size <= LONGEST;
+    if (!valid) return null;
+    return { ...head, meta: head.meta === null ? null : readMeta(encoder.encode(JSON.stringify(head.meta))) };
+  } catch {
+    return null;
+  }
+}

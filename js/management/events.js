@@ -1,0 +1,61 @@
+/** Server-sent events: what happens, told to whoever watches. */
+
+import { Problem, startEvents } from './http.js';
+
+/** @import { ServerResponse } from 'node:http' */
+
+/** Watchers at once. */
+const WATCHERS = 32;
+
+/** A watcher that has not read so many bytes is let go of; it connects again and asks for the state. */
+const SLOW = 256 * 1024;
+
+/** Watchers are told of the nodes so often, which also keeps proxies from closing what is quiet. ms */
+const TICK = 2_000;
+
+export class EventStream {
+  /** @type {Set<ServerResponse>} */
+  #watchers = new Set();
+  /** @type {NodeJS.Timeout | undefined} */
+  #timer;
+  #nodes;
+
+  /** @param {() => string} nodes what they are told of the nodes, as JSON */
+  constructor(nodes) {
+    this.#nodes = nodes;
+  }
+
+  /** @param {ServerResponse} response */
+  attach(response) {
+    if (this.#watchers.size >= WATCHERS) throw new Problem(503, 'TOO_MANY_WATCHERS', `${WATCHERS} watch already`, { 'Retry-After': '10' });
+    startEvents(response);
+    if (response.req.method === 'HEAD') return void response.end();
+    this.#watchers.add(response);
+    response.once('close', () => this.#forget(response));
+    response.write(': connected\n\n');
+    this.#timer ??= setInterval(() => this.#write(`event: nodes\ndata: ${this.#nodes()}\n\n`), TICK).unref();
+  }
+
+  /** @param {string} event @param {object} data */
+  send(event, data) {
+    if (this.#watchers.size > 0) this.#write(`event: ${event}\ndata: ${JSON.stringify({ at: new Date(), ...data })}\n\n`);
+  }
+
+  #write(text) {
+    for (const response of this.#watchers) {
+      if (response.writableLength > SLOW) response.destroy();
+      else response.write(text);
+    }
+  }
+
+  #forget(response) {
+    this.#watchers.delete(response);
+    if (this.#watchers.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
+  end() {
+    for (const response of this.#watchers) response.end();
+  }
+}

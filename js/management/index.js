@@ -1,0 +1,364 @@
+/**
+ * What operators see of a node: the management API, probes and metrics, at ports of their own or in
+ * the application's server. Reads the node and calls its public methods; decides nothing itself.
+ */
+
+import { SmartRouteError, codes } from '../errors.js';
+import { sendDashboard } from './dashboard.js';
+import { describe } from './document.js';
+import { EventStream } from './events.js';
+import { Guard, requireOwnPage } from './guard.js';
+import { History } from './history.js';
+import { Problem, send, sendAnswer, sendProblem, splitUrl } from './http.js';
+import { Listener } from './listener.js';
+import { CONTENT_TYPE } from './metrics-text.js';
+import { Metrics } from './metrics.js';
+import { openapi } from './openapi.js';
+import { notReady } from './probes.js';
+import { API, bodyOf, find, problemOf } from './routes.js';
+
+/**
+ * @import { IncomingMessage, ServerResponse } from 'node:http'
+ */
+
+/**
+ * Answers that take all documents into account are made so often at most, however often they are asked
+ * for: in ms, and in how long it took to make one.
+ */
+const FRESH = 200;
+const RARELY = 20;
+
+/** Names by which a node's share of the ring is told. */
+const SAMPLES = 16_384;
+
+/**
+ * The node as it is at this moment; parts are `undefined` before it has started.
+ * @typedef {object} NodeState
+ * @property {import('../core.js').Core} [core] not after the end
+ * @property {import('../router.js').Router} [router]
+ * @property {import('../edge.js').Edge} [edge]
+ * @property {import('../owner.js').Owner} [owner]
+ * @property {any} instance Hocuspocus
+ * @property {boolean} leased membership is by leases in Redis
+ * @property {boolean} listening
+ * @property {boolean} destroyed
+ * @property {string | null} failure why it did not start
+ *
+ * @typedef {NodeState & {
+ *   options: import('../../index.js').ResolvedConfiguration,
+ *   eventLoop: import('./event-loop.js').EventLoop,
+ *   history: History,
+ * }} Inside
+ */
+
+export class Management {
+  history = new History();
+  events = new EventStream(() => this.nodes());
+  #smartRoute;
+  #options;
+  #state;
+  #guard;
+  #metrics = new Metrics();
+  /** @type {Listener | null} */
+  #listener = null;
+  /** @type {Listener | null} */
+  #probes = null;
+  /** @type {Map<string, { until: number, value: unknown }>} */
+  #fresh = new Map();
+  #openapi;
+  /** @type {{ epoch: number, shares: Map<string, number> } | null} */
+  #sampled = null;
+
+  /**
+   * @param {import('../smart-route.js').SmartRoute} smartRoute
+   * @param {import('../../index.js').ResolvedConfiguration} options
+   * @param {import('../log.js').Log} log
+   * @param {() => NodeState} state
+   */
+  constructor(smartRoute, options, log, state) {
+    this.#smartRoute = smartRoute;
+    this.#options = options;
+    this.#state = state;
+    this.log = log;
+    this.#guard = new Guard(options.managementToken);
+    this.#listenTo(smartRoute);
+  }
+
+  /** @param {import('../smart-route.js').SmartRoute} smartRoute */
+  #listenTo(smartRoute) {
+    const { history, events } = this;
+    const metrics = this.#metrics;
+    smartRoute.on('viewChanged', (view) => {
+      history.view(view);
+      events.send('view', /** @type {object} */ (history.views.at(-1)));
+    });
+    smartRoute.on('healthCheckResult', ({ node, healthy }) => metrics.checked(node.id, healthy));
+    smartRoute.on('nodeFailed', ({ node, reason }) => events.send('nodeFailed', { node: node.id, reason }));
+    smartRoute.on('nodeRecovered', ({ node }) => events.send('nodeRecovered', { node: node.id }));
+    smartRoute.on('linkUp', (link) => events.send('linkUp', link));
+    smartRoute.on('linkDown', (link) => events.send('linkDown', link));
+    smartRoute.on('warning', (warning) => {
+      history.trouble('warn', warning.message, warning.code);
+      events.send('warning', warning);
+    });
+    const trace = (what, { documentId, ...fields }) =>
+      this.log.debug('move', () => `${documentId} from ${fields.from} to ${fields.to}: ${what}`, { document: documentId, ...fields });
+    smartRoute.on('migrationStarted', (migration) => {
+      trace('started', migration);
+      events.send('migrationStarted', migration);
+    });
+    smartRoute.on('migrationCompleted', (migration) => {
+      trace('completed', migration);
+      metrics.handoffCompleted(migration.duration);
+      events.send('migrationCompleted', migration);
+    });
+    smartRoute.on('migrationFailed', (migration) => {
+      trace('failed', migration);
+      metrics.handoffFailed();
+      events.send('migrationFailed', migration);
+    });
+  }
+
+  /** An error that the core told of. @param {string} message */
+  failed(message) {
+    this.history.trouble('error', message);
+    this.events.send('error', { message });
+  }
+
+  // ── Listening ────────────────────────────────────────────────────────────────────────────────
+
+  /** Listens where it is to. A port that it does not get stops nothing. */
+  async start() {
+    this.#metrics.eventLoop.start();
+    const { managementPort, managementHost, probePort, probeHost } = this.#options;
+    const listener = managementPort === false
+      ? null
+      : this.#listen('management API', 'managementPort', managementPort, managementHost, (request, response) => {
+          void this.#serve(request, response);
+        });
+    const probes = probePort === undefined
+      ? null
+      : this.#listen('probes', 'probePort', probePort, probeHost, (request, response) => {
+          const { path } = splitUrl(request.url ?? '');
+          if (!this.#probe(path, request, response)) sendProblem(response, new Problem(404, 'PATH', 'there is /health and /ready here'));
+        });
+    [this.#listener, this.#probes] = [listener, probes];
+    await Promise.all([listener?.listen(), probes?.listen()]);
+  }
+
+  /** @param {string} what @param {string} option @param {number} port @param {string | undefined} host @param {import('node:http').RequestListener} handle */
+  #listen(what, option, port, host, handle) {
+    return new Listener({
+      port,
+      host,
+      handle,
+      taken: ({ code, message }) => this.log.warn(
+        option.toLowerCase(),
+        `the ${what} cannot listen on port ${port} (${code ?? message}) and is not there; ` +
+          (option === 'managementPort' ? 'set managementPort to another, or to false, or use smartRoute.middleware()' : `set ${option} to another`),
+      ),
+      gaveWay: () => this.log.info(
+        option.toLowerCase(),
+        `the application listens on port ${port} now, so the ${what} does not any more; ` +
+          (option === 'managementPort' ? 'set managementPort to another, or use smartRoute.middleware()' : `set ${option} to another`),
+      ),
+    });
+  }
+
+  get address() {
+    return this.#listener?.address ?? null;
+  }
+
+  get probeAddress() {
+    return this.#probes?.address ?? null;
+  }
+
+  destroy() {
+    this.events.end();
+    this.#listener?.close();
+    this.#probes?.close();
+    this.#metrics.eventLoop.stop();
+  }
+
+  // ── Answering ────────────────────────────────────────────────────────────────────────────────
+
+  /** @param {IncomingMessage} request @param {ServerResponse} response */
+  async #serve(request, response) {
+    const { path, query } = splitUrl(request.url ?? '');
+    if (this.#probe(path, request, response)) return;
+    if (path === '/' && (request.method === 'GET' || request.method === 'HEAD')) return sendDashboard(response);
+    await this.#answer(request, response, path, query);
+  }
+
+  /**
+   * For the application's own server: answers what is for the management API, with the token always.
+   *
+   * @returns {(request: IncomingMessage, response: ServerResponse, next?: (error?: unknown) => void) => void}
+   */
+  middleware() {
+    if (!this.#guard.hasToken) {
+      throw new SmartRouteError(
+        codes.OPTION,
+        'managementToken: expected a token, because the middleware answers whoever reaches the application, got none. ' +
+          'Set managementToken, or the environment variable SMARTROUTE_MANAGEMENT_TOKEN.',
+        { option: 'managementToken' },
+      );
+    }
+    return (request, response, next) => {
+      const { path, query } = splitUrl(request.url ?? '');
+      if (path === '/metrics' || path.startsWith(API)) void this.#answer(request, response, path, query);
+      else if (next !== undefined) next();
+      else sendProblem(response, new Problem(404, 'PATH', 'there is nothing here'));
+    };
+  }
+
+  /** Whether it was for a probe: those need no token, and tell what a probe is to know. */
+  #probe(path, request, response) {
+    if (path !== '/health' && path !== '/ready') return false;
+    if (request.method !== 'GET' && request.method !== 'HEAD') {
+      sendProblem(response, new Problem(405, 'METHOD', 'this is for GET', { Allow: 'GET' }));
+      return true;
+    }
+    const node = this.#smartRoute.nodeId;
+    const reasons = path === '/ready' ? notReady(this.#smartRoute, this.#inside()) : [];
+    const [status, body] = path === '/health'
+      ? [200, { status: 'healthy', node, uptime: process.uptime() }]
+      : reasons.length === 0 ? [200, { status: 'ready', node }] : [503, { status: 'not_ready', node, reasons }];
+    send(response, status, 'application/json', JSON.stringify(body));
+    return true;
+  }
+
+  /** @param {IncomingMessage} request @param {ServerResponse} response @param {string} path @param {URLSearchParams} query */
+  async #answer(request, response, path, query) {
+    try {
+      this.#guard.admit(request);
+      if (path === '/metrics') {
+        requireGet(request);
+        return send(response, 200, CONTENT_TYPE, this.#once('metrics', () => this.#metrics.text(this.#smartRoute, this.#inside())));
+      }
+      if (!path.startsWith(API)) throw new Problem(404, 'PATH', `there is nothing here; ${API}openapi.json says what there is`);
+      const { route, rest } = find(path.slice(API.length), request.method ?? '');
+      if (route.method !== 'GET') requireOwnPage(request);
+      const body = await bodyOf(request, route);
+      const answer = await route.handle({ management: this, smartRoute: this.#smartRoute, rest, query, body, response });
+      if (route.type === undefined) sendAnswer(response, answer);
+    } catch (error) {
+      const problem = problemOf(error);
+      if (problem === null) this.log.error('answering a request to the management API failed', error);
+      sendProblem(response, problem ?? new Problem(500, 'INTERNAL', 'this is a fault of SmartRoute; its log says more'));
+    }
+  }
+
+  /** @returns {Inside} */
+  #inside() {
+    return { ...this.#state(), options: this.#options, eventLoop: this.#metrics.eventLoop, history: this.history };
+  }
+
+  /** @template T @param {string} what @param {() => T} make @returns {T} */
+  #once(what, make) {
+    const began = performance.now();
+    const known = this.#fresh.get(what);
+    if (known !== undefined && began < known.until) return /** @type {T} */ (known.value);
+    const value = make();
+    const ended = performance.now();
+    this.#fresh.set(what, { until: ended + Math.max(FRESH, (ended - began) * RARELY), value });
+    return value;
+  }
+
+  // ── What routes answer ───────────────────────────────────────────────────────────────────────
+
+  get openapi() {
+    return (this.#openapi ??= openapi());
+  }
+
+  stats() {
+    return this.#once('stats', () => JSON.stringify({
+      node: this.#smartRoute.nodeId ?? null,
+      epoch: this.#state().router?.epoch ?? 0,
+      ...this.#smartRoute.getRouteStats(),
+    }));
+  }
+
+  nodes() {
+    return this.#once('nodes', () => {
+      const inside = this.#inside();
+      const { router } = inside;
+      const links = new Map(this.#smartRoute.getLinkStats().filter(({ accepted }) => !accepted).map((link) => [link.node, link]));
+      /** @type {Map<string, number>} */
+      const documents = new Map();
+      for (const node of this.#proxied().values()) documents.set(node, (documents.get(node) ?? 0) + 1);
+      documents.set(this.#smartRoute.nodeId ?? '', inside.instance?.documents.size ?? 0);
+      const shares = this.#shares(inside);
+      return JSON.stringify({
+        node: this.#smartRoute.nodeId ?? null,
+        epoch: router?.epoch ?? 0,
+        reasons: notReady(this.#smartRoute, inside),
+        nodes: this.#smartRoute.getRouteStats().nodes.map((node) => {
+          const { link: _, node: __, accepted: ___, ...link } = links.get(node.id) ?? {};
+          const { own = false, state = 'joining' } = router?.member(node.id) ?? {};
+          return { ...node, own, state, share: shares.get(node.id) ?? 0, documents: documents.get(node.id) ?? 0, link: 'up' in link ? link : null };
+        }),
+      });
+    });
+  }
+
+  /** Documents elsewhere that clients reach through this node. @returns {Map<string, string>} */
+  #proxied() {
+    return this.#once('proxied', () => this.#state().edge?.routes() ?? new Map());
+  }
+
+  /** Parts of the ring by node id. @param {Inside} inside @returns {Map<string, number>} */
+  #shares({ core, router }) {
+    if (core === undefined || router === undefined) return new Map();
+    if (this.#sampled?.epoch === router.epoch) return this.#sampled.shares;
+    const counts = router.nodes.map(() => 0);
+    for (let sample = 0; sample < SAMPLES; sample++) counts[core.ownerOf(`share ${sample}`)]++;
+    const shares = new Map(router.nodes.map(({ id }, index) => [id, counts[index] / SAMPLES]));
+    this.#sampled = { epoch: router.epoch, shares };
+    return shares;
+  }
+
+  /**
+   * In the order in which they were opened: there may be very many, and sorting them would hold up their edits.
+   *
+   * @param {string} search
+   * @param {number} offset
+   * @param {number} limit
+   */
+  documents(search, offset, limit) {
+    const open = this.#state().instance?.documents ?? new Map();
+    const own = this.#smartRoute.nodeId;
+    /** @type {{ documentId: string, node: string | undefined }[]} */
+    const documents = [];
+    let total = 0;
+    const take = (documentId, node) => {
+      if (!documentId.includes(search)) return;
+      if (total >= offset && documents.length < limit) documents.push({ documentId, node });
+      total++;
+    };
+    for (const name of open.keys()) take(name, own);
+    for (const [name, node] of this.#proxied()) if (!open.has(name)) take(name, node);
+    return { total, offset, documents };
+  }
+
+  /** @param {string} name */
+  async document(name) {
+    const inside = this.#inside();
+    if (inside.router === undefined) throw new Problem(503, codes.NOT_STARTED, 'this node has not started yet');
+    return describe(this.#smartRoute, inside, name);
+  }
+
+  /** @param {string} nodeId */
+  requireMember(nodeId) {
+    const { router, destroyed } = this.#state();
+    if (router === undefined || destroyed) throw new Problem(503, codes.NOT_STARTED, 'this node is not in the cluster');
+    if (router.member(nodeId) === undefined) {
+      throw new Problem(404, codes.UNKNOWN_NODE, `no node of the cluster is called ${JSON.stringify(nodeId.slice(0, 255))}`);
+    }
+  }
+}
+
+/** @param {IncomingMessage} request */
+function requireGet({ method }) {
+  if (method !== 'GET' && method !== 'HEAD') throw new Problem(405, 'METHOD', 'this is for GET', { Allow: 'GET' });
+}
