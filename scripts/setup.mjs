@@ -6,7 +6,8 @@
  * `SMARTROUTE_SKIP_SETUP=1` goes straight to the task.
  */
 
-import { readdirSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
 
@@ -20,6 +21,8 @@ import { ensureRedis } from './lib/redis.mjs';
 const FILE_TIMEOUT = 600_000;
 /** Milliseconds more until it is killed, if it does not end by itself. */
 const FILE_GRACE = 30_000;
+/** Failures in more files than these are no bad luck. */
+const RETRIED = 3;
 
 /** @type {Record<string, { native?: boolean, redis?: boolean, hocuspocus3?: boolean, run: (args: string[]) => Promise<number> }>} */
 const tasks = {
@@ -55,13 +58,15 @@ function node(...args) {
 
 /**
  * `npm test`: Rust, then JavaScript. `npm test -- WORD…` runs only the JavaScript test files with a
- * WORD in their name; a WORD that no file has selects tests by their name. Options go to `node --test`.
+ * WORD in their name; a WORD that no file has selects tests by their name. `--retry` runs a file in which
+ * something failed once more, and names it if that helped. Other options go to `node --test`.
  *
  * @param {string[]} args
  */
 async function test(args) {
   const words = args.filter((argument) => !argument.startsWith('-'));
-  const options = args.filter((argument) => argument.startsWith('-'));
+  const retry = args.includes('--retry');
+  const options = args.filter((argument) => argument.startsWith('-') && argument !== '--retry');
   const files = readdirSync(path.join(root, '__test__'))
     .filter((file) => file.endsWith('.test.mjs'))
     .sort();
@@ -71,20 +76,52 @@ async function test(args) {
 
   const rust = words.length > 0 ? 0 : await run('cargo', ['test', '--no-default-features', '--no-fail-fast']);
   process.env.SMARTROUTE_TEST_FILE_TIMEOUT = String(FILE_TIMEOUT + FILE_GRACE);
-  const javascript = await node(
-    `--import=${new URL('lib/watchdog.mjs', import.meta.url)}`,
-    '--test',
-    // One file at a time: they start clusters and watch the clock, and machines may have two cores.
-    '--test-concurrency=1',
-    `--test-timeout=${FILE_TIMEOUT}`,
-    '--test-reporter=spec',
-    '--test-reporter-destination=stdout',
-    `--test-reporter=${new URL('lib/ran-reporter.mjs', import.meta.url)}`,
-    '--test-reporter-destination=stderr',
-    ...inTests.map((word) => `--test-name-pattern=${word}`),
-    ...options,
-    ...selected.map((file) => path.join('__test__', file)),
-  );
+  const rest = [...inTests.map((word) => `--test-name-pattern=${word}`), ...options];
+  const first = await testFiles(rest, selected.map((file) => path.join('__test__', file)));
+  let javascript = first.code;
+  if (retry && first.failed.length > 0 && first.failed.length <= RETRIED) {
+    console.error(`npm test: once more: ${first.failed.join(', ')}`);
+    const second = await testFiles(rest, first.failed);
+    javascript = second.code;
+    const flaky = first.failed.filter((file) => !second.failed.includes(file));
+    if (flaky.length > 0) console.error(`npm test: failed once and passed once, so flaky: ${flaky.join(', ')}`);
+  }
   if (rust !== 0) console.error('npm test: the Rust tests failed, see above');
   return rust || javascript;
+}
+
+/**
+ * @param {string[]} options
+ * @param {string[]} files
+ * @returns {Promise<{ code: number, failed: string[] }>} the exit code, and the files in which something failed
+ */
+async function testFiles(options, files) {
+  const folder = mkdtempSync(path.join(tmpdir(), 'smartroute-test-'));
+  const outcome = path.join(folder, 'outcome.json');
+  try {
+    const code = await node(
+      `--import=${new URL('lib/watchdog.mjs', import.meta.url)}`,
+      '--test',
+      // One file at a time: they start clusters and watch the clock, and machines may have two cores.
+      '--test-concurrency=1',
+      `--test-timeout=${FILE_TIMEOUT}`,
+      '--test-reporter=spec',
+      '--test-reporter-destination=stdout',
+      `--test-reporter=${new URL('lib/outcome-reporter.mjs', import.meta.url)}`,
+      `--test-reporter-destination=${outcome}`,
+      ...options,
+      ...files,
+    );
+    // Options that the runner does not take: it has said so.
+    if (!existsSync(outcome)) return { code, failed: [] };
+    const { ran, failed } = JSON.parse(readFileSync(outcome, 'utf8'));
+    // Node calls a run without a test a success, also where a name was mistyped.
+    if (ran === 0 && failed.length === 0) {
+      console.error('npm test: no test ran: nothing has such a name, or what has is skipped');
+      return { code: 1, failed };
+    }
+    return { code, failed: failed.map((/** @type {string} */ file) => path.relative(root, path.resolve(root, file))) };
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 }
