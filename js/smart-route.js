@@ -628,7 +628,6 @@ export class SmartRoute extends EventEmitter {
   }
 
   #wrap(instance, isVersion3) {
-    const original = instance.handleConnection;
     instance[WRAPPED] = this;
     // Hocuspocus unloads by name, sometimes later than it decided to: not what is there by then.
     const unload = instance.unloadDocument.bind(instance);
@@ -638,8 +637,8 @@ export class SmartRoute extends EventEmitter {
       if (document.isLoading) document.destroy();
     };
     this.#drainFirst(instance.server);
-    const bound = original.bind(instance);
-    this.#connect = isVersion3 ? asVersion4(bound) : bound;
+    const bound = instance.handleConnection.bind(instance);
+    this.#connect = isVersion3 ? asVersion4(instance) : bound;
     const take = (socket, request, context) => this.#edge.connect(socket, request, context);
     const takeOver = isVersion3 ? asVersion3(take) : take;
     instance.handleConnection = (socket, request, context) => {
