@@ -29,6 +29,7 @@ const originals = new WeakMap();
 export function asVersion4(instance) {
   const original = instance.handleConnection.bind(instance);
   countFrames(instance);
+  endFailedStores(instance);
   /** @param {any} socket @param {Request} request @param {unknown} context */
   return (socket, request, context) => {
     const heard = new HeardSocket(socket);
@@ -53,6 +54,23 @@ function countFrames(instance) {
     const done = () => void setImmediate(() => queue.length--);
     run.then(done, done);
     return run;
+  };
+}
+
+/**
+ * For the debouncer of 3.4 a store that failed runs for ever: its document would neither be stored again nor
+ * leave. Hocuspocus has told of the failure; whoever waits for the store is told as well.
+ *
+ * @param {any} instance Hocuspocus
+ */
+function endFailedStores({ debouncer }) {
+  const { debounce } = debouncer;
+  debouncer.debounce = async (id, store, wait, most) => {
+    /** @type {{ error: unknown } | null} */
+    let failure = null;
+    const result = await debounce(id, () => store().catch((error) => { failure = { error }; }), wait, most);
+    if (wait === 0 && failure !== null) throw /** @type {{ error: unknown }} */ (failure).error;
+    return result;
   };
 }
 
