@@ -656,6 +656,7 @@ export class SmartRoute extends EventEmitter {
     server.destroy = async () => {
       if (this.#listening && !this.#destroyed && this.#options.enforceRouting && this.#core.servesAll !== true) {
         await this.#moves?.drain().catch((error) => this.#log.error('handing over failed', error));
+        await this.#doors?.finish();
       }
       // It waits for each document to be unloaded, for ever where a hook keeps one.
       const late = new AbortController();
