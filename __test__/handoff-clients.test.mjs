@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { it } from 'node:test';
 
-import { connect, openSocket, startCluster, synced, until } from './support/cluster.mjs';
+import { connect, only4, openSocket, startCluster, synced, until } from './support/cluster.mjs';
 import { UNNOTICED, alike, database, everybodyHas, holders, home, move, names, pin, type, types, watch } from './support/moves.mjs';
 
 const LONG = { timeout: 60_000 };
@@ -79,7 +79,7 @@ it('a read-only client stays one, and its edits are counted as on one server', L
 const tokensOfOwner = (nodes, name) =>
   nodes.find((node) => node.hocuspocus.documents.has(name))?.hocuspocus.documents.get(name).getArray('tokens').toArray() ?? [];
 
-it('two sessions of one document on one socket', LONG, async (t) => {
+it('two sessions of one document on one socket', { ...LONG, ...only4 }, async (t) => {
   const { nodes } = await startCluster(t, 3, () => ({ server: database() }));
   const sockets = nodes.map((node) => openSocket(t, node));
   const clients = sockets.flatMap((websocketProvider, at) =>

@@ -17,7 +17,7 @@ for (const store of ['peers', 'redis']) {
     }));
     const documents = names(9);
     const clients = documents.flatMap((name) => nodes.slice(0, 2).map((node) => connect(t, node, name)));
-    const own = connect(t, nodes[2], 'other', {}, { maxAttempts: 1 });
+    const own = connect(t, nodes[2], 'other');
     await Promise.all([...clients, own].map(synced));
     const seen = clients.map(watch);
     const closes = [];

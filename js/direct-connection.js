@@ -13,6 +13,7 @@
  * | connecting   | the owner refuses (a hook threw)        | closed: all are rejected |
  * | connected    | ELSEWHERE, stream closed                | connecting   |
  * | connected    | LEAVE is answered                       | closed       |
+ * | any          | this node ends: nothing is edited any more, what was sent is acknowledged | closed |
  */
 
 import { setTimeout as delay } from 'node:timers/promises';
@@ -34,6 +35,12 @@ const OWNER = Symbol('owner');
 
 /** Until a node that gives a document away and takes it at once is asked again. ms */
 const RETRY = 50;
+
+/** A node that ends waits so long for what its replicas have sent to be acknowledged. ms */
+const LAST = 5_000;
+
+/** Why an attempt to find an owner ended. */
+const LATE = Symbol('late');
 
 /** Bit of an EDIT: the caller's transaction asked not to be stored. */
 const SKIP_STORE = 1;
@@ -196,9 +203,20 @@ export class DirectConnections {
     for (const local of [...this.#locals]) local.leave();
   }
 
+  /**
+   * This node is about to end: from here on every edit is refused, and those that were made before have a
+   * known outcome, as far as their owners answer in time.
+   */
+  async finish() {
+    this.#destroyed = true;
+    for (const local of [...this.#locals]) local.leave();
+    await Promise.all([...this.#replicas].map((replica) => replica.finish(destroyed())));
+  }
+
   destroy() {
     this.#destroyed = true;
-    for (const replica of [...this.#replicas]) replica.fail(destroyed());
+    for (const local of [...this.#locals]) local.leave();
+    for (const replica of [...this.#replicas]) replica.fail(destroyed(), cutShort(replica.document.name));
     for (const host of [...this.#hosts]) host.end(AGAIN, 'SmartRoute: this node is shutting down');
   }
 }
@@ -317,12 +335,14 @@ class Replica {
   #made = 0;
   /** … and of the last one that the owner acknowledged. */
   #acknowledged = 0;
+  /** Number of the last edit that may have reached an owner. */
+  #sent = 0;
   /** Somebody who waits, by the number of the edit. @type {Set<{ edit: number, resolve: () => void, reject: (error: Error) => void }>} */
   #waiting = new Set();
-  /** Whether an edit that is not acknowledged has been sent. */
-  #sent = false;
   /** @type {Error | null} why nothing more will come of it */
   #failed = null;
+  /** @type {Error | null} why nothing is edited any more */
+  #ending = null;
   /** @type {Leaving | null} */
   #leaving = null;
   #connecting = new AbortController();
@@ -349,6 +369,7 @@ class Replica {
 
   async transact(transaction) {
     if (this.#failed !== null) throw this.#failed;
+    if (this.#ending !== null) throw this.#ending;
     const before = this.#made;
     this.document.transact(() => transaction(this.document), this.#origin);
     if (this.#made > before) await this.#until(this.#made);
@@ -369,7 +390,7 @@ class Replica {
   }
 
   #send(update, flags) {
-    this.#sent = true;
+    this.#sent = this.#made;
     const bytes = new Uint8Array(5 + update.length);
     new DataView(bytes.buffer).setUint32(0, this.#made);
     bytes[4] = flags;
@@ -383,7 +404,7 @@ class Replica {
     while (this.#failed === null) {
       const end = new AbortController();
       this.#connecting = end;
-      const timer = setTimeout(() => end.abort(this.#late()), options.migrationTimeout);
+      const timer = setTimeout(() => end.abort(LATE), options.migrationTimeout);
       try {
         const here = (placed) => this.#attempt(null, placed, end.signal);
         const there = (node, placed) => this.#there(node, placed, end.signal);
@@ -392,8 +413,9 @@ class Replica {
           await delay(RETRY, undefined, { signal: end.signal }).catch(() => end.signal.throwIfAborted());
         }
       } catch (error) {
+        if (error !== LATE) this.fail(/** @type {Error} */ (error));
         // Nobody waits, nobody is told; a document may be without an owner for long.
-        if (error !== end.signal.reason || this.#waiting.size > 0 || this.#leaving !== null) this.fail(/** @type {Error} */ (error));
+        else if (this.#waiting.size > 0 || this.#leaving !== null) this.#late();
       } finally {
         clearTimeout(timer);
       }
@@ -403,9 +425,10 @@ class Replica {
   #late() {
     const { name } = this.document;
     const { migrationTimeout } = this.#context.options;
-    return this.#sent
-      ? new SmartRouteError(codes.INTERRUPTED, `the owner of ${name} was lost, and none was found within ${migrationTimeout} ms: the last edits may have been made`)
-      : new SmartRouteError(codes.UNREACHABLE, `no owner of ${name} was found within ${migrationTimeout} ms: what was not acknowledged was not done`);
+    this.fail(
+      new SmartRouteError(codes.UNREACHABLE, `no owner of ${name} was found within ${migrationTimeout} ms: this was not done`),
+      new SmartRouteError(codes.INTERRUPTED, `the owner of ${name} was lost, and none was found within ${migrationTimeout} ms: this may have been done`),
+    );
   }
 
   /** @returns {Promise<{ moved: any } | { value: undefined }>} */
@@ -502,7 +525,6 @@ class Replica {
 
   #acknowledge(edit) {
     this.#acknowledged = edit;
-    if (edit === this.#made) this.#sent = false;
     for (const one of [...this.#waiting]) {
       if (one.edit === 0 || one.edit > edit) continue;
       this.#waiting.delete(one);
@@ -528,11 +550,27 @@ class Replica {
     this.#stream?.send(Kind.Leave, new Uint8Array([unloadImmediately ? 1 : 0]));
   }
 
-  /** Nothing more comes of it; whoever waits is told. @param {Error} error */
-  fail(error) {
+  /** No more edits; closed once those that were made are acknowledged, or take too long. @param {Error} error */
+  async finish(error) {
+    this.#ending ??= error;
+    const late = new AbortController();
+    if (this.#made > this.#acknowledged) {
+      await Promise.race([this.#until(this.#made).catch(() => {}), delay(LAST, undefined, { signal: late.signal }).catch(() => {})]);
+      late.abort();
+    }
+    this.fail(error, cutShort(this.document.name));
+  }
+
+  /**
+   * Nothing more comes of it; whoever waits is told.
+   *
+   * @param {Error} error
+   * @param {Error} [unknown] for edits that may have reached an owner
+   */
+  fail(error, unknown = error) {
     if (this.#failed !== null) return;
     this.#failed = error;
-    for (const one of [...this.#waiting]) one.reject(error);
+    for (const one of [...this.#waiting]) one.reject(one.edit > 0 && one.edit <= this.#sent ? unknown : error);
     this.#waiting.clear();
     this.#leaving?.reject(error);
     this.#connecting.abort(error);
@@ -732,6 +770,9 @@ class Host {
     if (direct !== null && !this.#leaves) direct.disconnect().catch((error) => this.#context.log.debug('direct', `disconnecting failed: ${error}`));
   }
 }
+
+/** @param {string} name */
+const cutShort = (name) => new SmartRouteError(codes.INTERRUPTED, `this node ended before the owner of ${name} had acknowledged this: it may have been done`);
 
 const destroyed = () => new SmartRouteError(codes.DESTROYED, 'this SmartRoute was destroyed');
 

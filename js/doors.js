@@ -131,6 +131,11 @@ export class Doors {
     return kind === Kind.Replica ? this.#direct.opened(bytes, stream) : null;
   }
 
+  /** Before this node ends: what its direct connections have edited is acknowledged, and nothing more is. */
+  finish() {
+    return this.#direct.finish();
+  }
+
   destroy() {
     this.#direct.destroy();
     this.#requests.destroy();

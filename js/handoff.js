@@ -15,7 +15,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { Kind } from './core.js';
-import { end, isStoring, isToBeStored, isWorking, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
+import { clientsOf, end, isStoring, isToBeStored, isWorking, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
 import { describe } from './request.js';
 import { encodeStateAsUpdate, encodeStateVector } from './yjs.js';
 
@@ -376,7 +376,7 @@ export class Handoffs {
       const mine = document.getConnections().filter((connection) => socketOf(connection) === attachment.webSocket);
       const addresses = mine.map((connection) => ({
         address: connection.messageAddress ?? name,
-        clients: [...document.getClients(connection)],
+        clients: [...clientsOf(document, connection)],
         readOnly: connection.readOnly === true,
         session: this.#session(connection, attachment),
       }));

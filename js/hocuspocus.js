@@ -120,6 +120,11 @@ export function end(instance, document) {
 /** The socket that a connection of a document was made for; version 3 has been given another one around it. @param {any} connection */
 export const socketOf = ({ webSocket }) => webSocket.around ?? webSocket;
 
+/** Awareness clients of a connection. @param {any} document @param {any} connection @returns {Set<number>} */
+export const clientsOf = (document, connection) =>
+  // Version 3 knows them by their sockets.
+  document.getClients(document.connections.has(connection) ? connection : connection.webSocket);
+
 /** Whether a connection works on frames that it was handed. @param {any} connection */
 export const isWorking = (connection) => (connection.messageQueue?.length ?? 0) > 0;
 

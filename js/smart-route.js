@@ -628,7 +628,6 @@ export class SmartRoute extends EventEmitter {
   }
 
   #wrap(instance, isVersion3) {
-    const original = instance.handleConnection;
     instance[WRAPPED] = this;
     // Hocuspocus unloads by name, sometimes later than it decided to: not what is there by then.
     const unload = instance.unloadDocument.bind(instance);
@@ -638,8 +637,8 @@ export class SmartRoute extends EventEmitter {
       if (document.isLoading) document.destroy();
     };
     this.#drainFirst(instance.server);
-    const bound = original.bind(instance);
-    this.#connect = isVersion3 ? asVersion4(bound) : bound;
+    const bound = instance.handleConnection.bind(instance);
+    this.#connect = isVersion3 ? asVersion4(instance) : bound;
     const take = (socket, request, context) => this.#edge.connect(socket, request, context);
     const takeOver = isVersion3 ? asVersion3(take) : take;
     instance.handleConnection = (socket, request, context) => {
@@ -657,6 +656,7 @@ export class SmartRoute extends EventEmitter {
     server.destroy = async () => {
       if (this.#listening && !this.#destroyed && this.#options.enforceRouting && this.#core.servesAll !== true) {
         await this.#moves?.drain().catch((error) => this.#log.error('handing over failed', error));
+        await this.#doors?.finish();
       }
       // It waits for each document to be unloaded, for ever where a hook keeps one.
       const late = new AbortController();

@@ -6,7 +6,7 @@
 import { Buffer } from 'node:buffer';
 import { EventEmitter } from 'node:events';
 
-import { MessageType, addressEnd, permissionDenied, readAddress } from './frames.js';
+import { AuthType, MessageType, addressEnd, documentOf, permissionDenied, readAddress } from './frames.js';
 
 /** What limits the unauthenticated in version 4 and is not there in 3. */
 export const limitsOf4 = Object.freeze({
@@ -15,33 +15,138 @@ export const limitsOf4 = Object.freeze({
   maxPendingDocuments: 100,
 });
 
+/** Hooks that Hocuspocus waits for before it has done what a frame says; the second from 3.2 to 3.3 only. */
+const BEFORE = new Set(['beforeHandleMessage', 'beforeSync']);
+
 /** Node's request that a web request was made of. @type {WeakMap<Request, import('node:http').IncomingMessage>} */
 const originals = new WeakMap();
 
 /**
  * `handleConnection` of version 3, called as that of 4.
  *
- * @param {(socket: any, request: any, context: any) => void} original
+ * @param {any} instance Hocuspocus
  */
-export function asVersion4(original) {
+export function asVersion4(instance) {
+  const original = instance.handleConnection.bind(instance);
+  countFrames(instance);
+  endFailedStores(instance);
   /** @param {any} socket @param {Request} request @param {unknown} context */
   return (socket, request, context) => {
     const heard = new HeardSocket(socket);
     original(heard, originals.get(request) ?? nodeRequest(request), context);
-    const connection = {
-      /** @param {Uint8Array} data */
-      handleMessage: (data) => {
-        const address = sessionAddress(data);
-        if (address === null) heard.emit('message', data, true);
-        // It would be taken for the name of another document. The frames after the first are dropped.
-        else if (address !== '') heard.send(permissionDenied(address, 'session awareness needs Hocuspocus 4'));
-      },
-      /** @param {{ code: number, reason: string }} [event] */
-      handleClose: (event) => heard.closed(event?.code ?? 1005, event?.reason ?? ''),
-      onClose: () => connection,
-    };
-    return connection;
+    return new LetIn(instance, heard);
   };
+}
+
+/**
+ * Gives connections the length of the queue that those of version 4 have: how many frames they work on.
+ *
+ * @param {any} instance Hocuspocus
+ */
+function countFrames(instance) {
+  const { hooks } = instance;
+  instance.hooks = (name, payload, callback = null) => {
+    const run = hooks.call(instance, name, payload, callback);
+    if (!BEFORE.has(name)) return run;
+    const queue = (payload.connection.messageQueue ??= { length: 0 });
+    queue.length++;
+    // Hocuspocus goes on with the frame after this, in the same turn.
+    const done = () => void setImmediate(() => queue.length--);
+    run.then(done, done);
+    return run;
+  };
+}
+
+/**
+ * For the debouncer of 3.4 a store that failed runs for ever: its document would neither be stored again nor
+ * leave. Hocuspocus has told of the failure; whoever waits for the store is told as well.
+ *
+ * @param {any} instance Hocuspocus
+ */
+function endFailedStores({ debouncer }) {
+  const { debounce } = debouncer;
+  debouncer.debounce = async (id, store, wait, most) => {
+    /** @type {{ error: unknown } | null} */
+    let failure = null;
+    const result = await debounce(id, () => store().catch((error) => { failure = { error }; }), wait, most);
+    if (wait === 0 && failure !== null) throw /** @type {{ error: unknown }} */ (failure).error;
+    return result;
+  };
+}
+
+/**
+ * What `handleConnection` of version 4 answers. Version 3 tells nobody whom it is letting in; it is seen here
+ * from what comes and goes, and kept in the fields of version 4.
+ */
+class LetIn {
+  #instance;
+  #heard;
+  /** Addresses that are opened. @type {Record<string, true>} */
+  hookPayloads = {};
+  /** What they sent before their tokens. @type {Record<string, Uint8Array[]>} */
+  incomingMessageQueue = {};
+  /** Those that have shown one. @type {Set<string>} */
+  documentConnectionsEstablished = new Set();
+
+  /** @param {any} instance Hocuspocus @param {HeardSocket} heard */
+  constructor(instance, heard) {
+    this.#instance = instance;
+    this.#heard = heard;
+    heard.onEnd = (address) => this.#forget(address);
+  }
+
+  /** Documents that are open on this socket. @returns {Record<string, any>} */
+  get documentConnections() {
+    const { documents } = this.#instance;
+    /** @type {Record<string, any>} */
+    const open = {};
+    for (const address of this.documentConnectionsEstablished) {
+      const connection = documents.get(address)?.connections.get(this.#heard)?.connection;
+      if (connection !== undefined) open[address] = connection;
+    }
+    return open;
+  }
+
+  /** @param {Uint8Array} data */
+  handleMessage(data) {
+    const end = addressEnd(data);
+    // Hocuspocus has its own answer to what is malformed.
+    if (end === -1) return this.#hear(data);
+    const address = readAddress(data, end);
+    if (address !== documentOf(address)) {
+      // It would be taken for the name of another document. The frames after the first are dropped.
+      if (data[end] === MessageType.Auth) this.#heard.send(permissionDenied(address, 'session awareness needs Hocuspocus 4'));
+      return;
+    }
+    if (this.documentConnectionsEstablished.has(address)) return this.#hear(data);
+    this.hookPayloads[address] = true;
+    const queue = (this.incomingMessageQueue[address] ??= []);
+    if (data[end] !== MessageType.Auth) return void queue.push(data);
+    delete this.incomingMessageQueue[address];
+    this.documentConnectionsEstablished.add(address);
+    for (const frame of queue) this.#hear(frame);
+    this.#hear(data);
+  }
+
+  /** @param {{ code: number, reason: string }} [event] */
+  handleClose(event) {
+    this.#heard.closed(event?.code ?? 1005, event?.reason ?? '');
+  }
+
+  onClose() {
+    return this;
+  }
+
+  /** @param {Uint8Array} data */
+  #hear(data) {
+    this.#heard.emit('message', data, true);
+  }
+
+  /** @param {string} address */
+  #forget(address) {
+    delete this.hookPayloads[address];
+    this.documentConnectionsEstablished.delete(address);
+  }
 }
 
 /**
@@ -62,18 +167,13 @@ export function asVersion3(connect) {
   };
 }
 
-/** The address at the head of a frame, if it is one that version 3 does not know. @param {Uint8Array} frame */
-function sessionAddress(frame) {
-  const end = addressEnd(frame);
-  if (end === -1 || frame.subarray(0, end).indexOf(0, 1) === -1) return null;
-  return frame[end] === MessageType.Auth ? readAddress(frame, end) : '';
-}
-
 /** The socket that version 3 listens to. It repeats on it what it has queued: that must not reach the client's. */
 class HeardSocket extends EventEmitter {
   #socket;
   #closed = false;
   #pong = () => void this.emit('pong');
+  /** An address is refused or closed. @type {(address: string) => void} */
+  onEnd = () => {};
 
   /** @param {any} socket a client's, or a stream's */
   constructor(socket) {
@@ -102,6 +202,8 @@ class HeardSocket extends EventEmitter {
 
   /** @param {Uint8Array} data @param {(error?: Error) => void} [done] */
   send(data, done) {
+    const end = addressEnd(data);
+    if (endsAddress(data, end)) this.onEnd(readAddress(data, end));
     if (this.#isClients) return void this.#socket.send(data, done);
     this.#socket.send(data);
     done?.();
@@ -130,6 +232,10 @@ class HeardSocket extends EventEmitter {
     this.emit('close', code, Buffer.from(reason));
   }
 }
+
+/** @param {Uint8Array} frame of Hocuspocus @param {number} end where its address ends */
+const endsAddress = (frame, end) =>
+  frame[end] === MessageType.Close || (frame[end] === MessageType.Auth && frame[end + 1] === AuthType.PermissionDenied);
 
 /** @param {import('node:http').IncomingMessage} message */
 function webRequest(message) {

@@ -1,12 +1,14 @@
 /**
  * One node in a process of its own, with handlers for calls. The parent forks it with its options as the
  * only argument and asks over IPC; it answers each `{ id, ask, values }` with `{ id, answer }` or
- * `{ id, error }`. Documents are stored in a folder where one is given: everybody's database.
+ * `{ id, error }`. Documents are stored in a folder where one is given: everybody's database. SIGTERM
+ * ends it once what it was asked for is answered.
  */
 
 import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
+import { setTimeout as delay } from 'node:timers/promises';
 
 import { Server } from '@hocuspocus/server';
 import * as Y from 'yjs';
@@ -50,6 +52,25 @@ const questions = {
   stats: (...values) => smartRoute.getClusterStats(...values),
   close: (...values) => smartRoute.closeConnections(...values),
   text: (name) => hocuspocus.documents.get(name)?.getArray('words').toArray(),
+  /** Appends words to a text one by one, as an agent does, and tells which are acknowledged. */
+  async stream(name, words, pause) {
+    const connection = await hocuspocus.openDirectConnection(name, { agent: options.nodeId });
+    for (const word of words) {
+      await connection.transact((document) => {
+        const text = document.getText('text');
+        text.insert(text.length, word);
+      });
+      process.send({ wrote: word });
+      await delay(pause);
+    }
+    await connection.disconnect();
+  },
+  async content(name) {
+    const connection = await hocuspocus.openDirectConnection(name);
+    const text = connection.document.getText('text').toString();
+    await connection.disconnect();
+    return text;
+  },
   /** Writes words one by one through a direct connection. */
   async write(name, words) {
     const connection = await hocuspocus.openDirectConnection(name, { agent: options.nodeId });
@@ -61,12 +82,25 @@ const questions = {
   },
 };
 
-process.on('message', async ({ id, ask, values }) => {
-  try {
-    process.send({ id, answer: (await questions[ask](...values)) ?? null });
-  } catch (error) {
-    process.send({ id, error: { name: error.name, message: error.message, code: error.code } });
-  }
+/** Questions that are not answered yet. @type {Set<Promise<void>>} */
+const asked = new Set();
+
+async function answer({ id, ask, values }) {
+  const reply = await Promise.resolve().then(() => questions[ask](...values)).then(
+    (value) => ({ id, answer: value ?? null }),
+    ({ name, message, code }) => ({ id, error: { name, message, code } }),
+  );
+  await new Promise((resolve) => process.send(reply, resolve));
+}
+
+process.on('message', (question) => {
+  const answered = answer(question).finally(() => asked.delete(answered));
+  asked.add(answered);
+});
+process.on('SIGTERM', async () => {
+  await server.destroy();
+  await Promise.all(asked);
+  process.exit(0);
 });
 process.on('disconnect', () => process.exit(0));
 

@@ -2,10 +2,12 @@
 
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+
+import * as Y from 'yjs';
 
 import { freePorts, until } from './cluster.mjs';
 
@@ -26,13 +28,18 @@ export async function startProcesses(t, ids, options = {}) {
     rmSync(folder, { recursive: true, force: true });
   });
   await Promise.all(nodes.map((node) => node.listening));
-  await until(async () => {
+  /** All of them are members, in everybody's eyes. */
+  const agree = () => until(async () => {
     const linked = await Promise.all(nodes.map((node) => node.ask('linked')));
     const ready = await Promise.all(nodes.map((node) => node.ask('ready')));
     return linked.every((count) => count === ids.length - 1) && ready.every((seen) => String(seen) === String([...ids].sort()));
   }, `${ids} are one cluster`, 30_000);
+  await agree();
   return {
     nodes,
+    agree,
+    /** A document as the database has it. @param {string} name */
+    stored: (name) => readStored(folder, name),
     /** A name that a node owns. @param {string} id */
     async nameOwnedBy(id, prefix = 'doc') {
       for (let count = 0; ; count++) {
@@ -42,7 +49,17 @@ export async function startProcesses(t, ids, options = {}) {
   };
 }
 
+/** @param {string} folder @param {string} name */
+function readStored(folder, name) {
+  const document = new Y.Doc();
+  const file = join(folder, encodeURIComponent(name));
+  if (existsSync(file)) Y.applyUpdate(document, readFileSync(file));
+  return document;
+}
+
 class Process {
+  #options;
+  /** @type {import('node:child_process').ChildProcess} */
   #child;
   #asked = 0;
   /** @type {Map<number, (message: any) => void>} */
@@ -53,7 +70,12 @@ class Process {
   constructor(options) {
     this.id = options.nodeId;
     this.port = options.nodePort;
-    this.#child = fork(program, [JSON.stringify(options)], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    this.#options = options;
+    this.#start();
+  }
+
+  #start() {
+    this.#child = fork(program, [JSON.stringify(this.#options)], { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
     this.listening = new Promise((resolve) => this.#waiting.set(0, resolve));
     this.#child.on('message', (message) => {
       if (message.wrote !== undefined) return this.wrote.push(message.wrote);
@@ -66,8 +88,13 @@ class Process {
     });
   }
 
+  get #isGone() {
+    return this.#child.exitCode !== null || this.#child.signalCode !== null;
+  }
+
   async ask(ask, ...values) {
     const id = ++this.#asked;
+    if (this.#isGone) throw new Error(`${this.id} ended`);
     const answered = new Promise((resolve) => this.#waiting.set(id, resolve));
     this.#child.send({ id, ask, values }, () => {});
     const { answer, error } = await answered;
@@ -80,10 +107,22 @@ class Process {
     this.#child.kill(name);
   }
 
-  async kill() {
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
+  kill() {
+    return this.#end('SIGKILL');
+  }
+
+  /** Ends it as an orchestrator does, and starts it again. Resolves when it listens. */
+  async restart() {
+    await this.#end('SIGTERM');
+    this.#start();
+    await this.listening;
+  }
+
+  /** @param {NodeJS.Signals} name */
+  async #end(name) {
+    if (this.#isGone) return;
     const gone = once(this.#child, 'exit');
-    this.#child.kill('SIGKILL');
+    this.#child.kill(name);
     await gone;
   }
 }

@@ -242,7 +242,12 @@ export async function agree(nodes, { timeout = LEASE * 6, also = [] } = {}) {
   return Math.max(...nodes.map((node) => node.views.find(({ epoch }) => epoch === states[0].epoch)?.at ?? 0));
 }
 
-async function balance(targets) {
+/**
+ * A port that leads to whichever of some nodes answers, as a load balancer does.
+ *
+ * @param {{ port: number }[]} targets
+ */
+export async function balance(targets) {
   const sockets = new Set();
   let next = 0;
   const server = createServer((incoming) => {
