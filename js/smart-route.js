@@ -283,6 +283,9 @@ export class SmartRoute extends EventEmitter {
           'load what its own database has. Use a database that all nodes share',
       );
     }
+    if (this.#options.misroute === 'redirect' && this.#options.publicUrl === undefined) {
+      this.#log.warn('public-url', 'publicUrl is not set: clients cannot be redirected to this node, the others carry their traffic here');
+    }
     this.#enforcement = this.#agreement(redisBeside(extensions, instance));
     requireSecret({ ...this.#options, redis: registry?.redis });
     const { healthCheck, leaseDuration, stallTimeout, migrationTimeout, enforceRouting } = this.#options;
@@ -308,12 +311,12 @@ export class SmartRoute extends EventEmitter {
     const core = new Core(settings, this.#self(), this.#incarnation, secret, {
       opened: (link, stream) => this.#owner.opened(link, stream),
       linkUp: (link, { node, accepted }) => {
-        if (!accepted) this.#doors?.linkUp(link);
+        if (!accepted) this.#doors?.linkUp(link, node);
         this.#linkUp(node, accepted);
       },
       linkDown: (link, { node, accepted, leaving, reason }) => {
         if (leaving) this.#leaving.add(node);
-        if (!accepted) this.#doors?.linkDown(link);
+        if (!accepted) this.#doors?.linkDown(link, node);
         this.#linkDown(node, accepted, reason);
       },
       view: () => this.#viewChanged(),
@@ -393,7 +396,12 @@ export class SmartRoute extends EventEmitter {
     };
     const own = { listening: () => this.#listening, serving: () => this.#serving(), nodeId: () => /** @type {string} */ (this.#nodeId) };
     this.#owner = new Owner({ ...sockets, session: (kind, bytes, stream) => this.#session(kind, bytes, stream) });
-    this.#edge = new Edge({ ...sockets, ...own, tick: (now) => this.#owner.tick(now) });
+    this.#edge = new Edge({
+      ...sockets,
+      ...own,
+      tick: (now) => this.#owner.tick(now),
+      publicUrl: (nodeId) => this.#doors?.publicUrl(nodeId),
+    });
     this.#doors = new Doors({
       ...shared,
       ...own,
