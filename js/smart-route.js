@@ -19,6 +19,7 @@ import { SmartRouteError, codes } from './errors.js';
 import { Fence } from './fence.js';
 import { Handoffs } from './handoff.js';
 import { HealthEndpoint } from './health.js';
+import { adoptAwareness } from './hocuspocus.js';
 import { Imports } from './imports.js';
 import { LinkSockets, dialsThroughPipe, pollsLinks, refuse } from './link-sockets.js';
 import { Log } from './log.js';
@@ -230,6 +231,7 @@ export class SmartRoute extends EventEmitter {
 
   /** @param {import('@hocuspocus/server').afterLoadDocumentPayload} data */
   async afterLoadDocument({ document }) {
+    if (this.#options.misroute === 'redirect') adoptAwareness(document);
     if (this.#enforces) {
       this.#fence?.afterLoad(document);
       // Of one that has moved here, the hooks before may have been given a copy.

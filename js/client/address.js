@@ -12,7 +12,7 @@
  * | Trying  | any other answer                                 | Home     |
  * | Home    | REDIRECT, and the owner can be reached           | Moving: still served where it was |
  * | Moving  | the token is refused, or does not come           | Home: as before |
- * | Moving  | Authenticated: CLOSE where it was, frames wait   | Moved    |
+ * | Moving  | Authenticated, and the owner asks what it lacks: CLOSE where it was, frames follow there | Moved |
  * | Home, Moving | the socket is lost: through the first node  | Moved    |
  * | Moved   | all is acknowledged                              | Home     |
  * | any     | CLOSE of the provider                            | –        |
@@ -29,6 +29,8 @@ import {
   closed,
   isAcknowledgement,
   isSync,
+  onlyAwarenessOf,
+  queryAwareness,
   readRedirect,
   scopeOf,
   tokenRequest,
@@ -107,13 +109,21 @@ export class Address {
   #coming = null;
   /** @type {Rehoming | null} */
   #rehoming = null;
-  /** Stateless messages seen on one of two sockets: how many more on the next one than on the former. @type {Map<string, number> | null} */
-  #stateless = null;
+  /** The next owner's Authenticated, while it is still served where it was. @type {Uint8Array | null} */
+  #welcome = null;
+  /** Its awareness may end with the former connection, although it goes on on this one. */
+  #mayVanish = false;
+  #isAnnouncing = false;
+  /**
+   * Stateless messages seen while there are two sockets: how many more on the later one than on the other.
+   * @type {{ later: import('./channel.js').Channel, messages: Map<string, number> } | null}
+   */
+  #twofold = null;
   /** Of what is under way. @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #followTimer;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  /** Of the former socket. @type {ReturnType<typeof setTimeout> | undefined} */
   #formerTimer;
 
   /** @param {string} name @param {AddressPorts} ports */
@@ -132,6 +142,8 @@ export class Address {
       for (const { client, present } of awarenessOf(frame, end)) if (present) this.#clients.add(client);
     }
     if (type === MessageType.Auth) return this.#authenticate(frame, end);
+    // An answer with everything it knows of others: whoever sends a state first owns it at the server.
+    if (type === MessageType.Awareness && this.#isAnnouncing) frame = onlyAwarenessOf(frame, end, this.#clients);
     switch (this.state) {
       case State.New:
         this.#unanswered.push(frame);
@@ -274,14 +286,16 @@ export class Address {
     clearTimeout(this.#timer);
     this.#next = null;
     this.#rehoming = null;
-    this.#stateless = null;
+    this.#twofold = null;
+    this.#welcome = null;
     this.#leave(channel);
   }
 
   /** @param {import('./channel.js').Channel} channel */
   #move(channel) {
     this.state = State.Moving;
-    this.#stateless = new Map();
+    clearTimeout(this.#formerTimer);
+    this.#twofold = { later: channel, messages: new Map() };
     this.#begin(channel, 0);
   }
 
@@ -326,7 +340,10 @@ export class Address {
     this.#follow();
   }
 
-  /** The next node has let it in: the former one says its last, and what the provider writes from now on waits. */
+  /**
+   * The next node has let it in, and has the document: the former one says its last, and what the provider writes
+   * goes there. Not before, or its awareness could end before the next connection is there to hear of it.
+   */
   #cut() {
     const former = /** @type {import('./channel.js').Channel} */ (this.#at);
     this.state = State.Moved;
@@ -334,7 +351,9 @@ export class Address {
     this.#at = null;
     this.#formerUnacknowledged = this.#unacknowledged;
     this.#unacknowledged = 0;
+    this.#mayVanish = true;
     former.send(closed(this.#name));
+    this.#greet();
     this.#formerTimer = setTimeout(() => this.#left(), PATIENCE);
   }
 
@@ -344,7 +363,8 @@ export class Address {
     if (former === null) return;
     clearTimeout(this.#formerTimer);
     this.#former = null;
-    this.#stateless = null;
+    // The same from the next one may be on its way.
+    this.#formerTimer = setTimeout(() => { this.#twofold = null; }, STAY);
     const owed = this.#readOnly ? 0 : this.#formerUnacknowledged;
     for (let n = 0; n < owed; n++) {
       if (this.#rehoming !== null) this.#rehoming.owe();
@@ -363,7 +383,8 @@ export class Address {
     if (this.#rehoming !== null) {
       // It is on its way already.
       if (!this.#readOnly) for (let n = 0; n < owed; n++) this.#rehoming.owe();
-      this.#stateless = null;
+      this.#twofold = null;
+      this.#greet();
       return;
     }
     this.#giveUpNext();
@@ -425,8 +446,8 @@ export class Address {
    */
   received(channel, frame, end) {
     if (frame[end] === MessageType.Redirect) return this.#redirected(channel, readRedirect(frame, end));
-    if (channel === this.#former) return this.#fromFormer(frame, end);
-    if (channel === this.#next) return this.#fromNext(frame, end);
+    if (channel === this.#former) return this.#fromFormer(channel, frame, end);
+    if (channel === this.#next) return this.#fromNext(channel, frame, end);
     if (channel !== this.#at) return;
     if (this.state === State.Trying) {
       // The end of an earlier visit, which the provider has forgotten.
@@ -434,7 +455,8 @@ export class Address {
       this.#arrive();
     }
     this.#observe(frame, end);
-    if (this.#isNews(frame, end, -1)) this.#ports.toProvider(frame);
+    if (this.#isNews(channel, frame, end)) this.#ports.toProvider(frame);
+    this.#announce(frame, end);
     this.#follow();
   }
 
@@ -453,31 +475,59 @@ export class Address {
   }
 
   /** Its questions would be answered to the next node, and its end is not the provider's. */
-  #fromFormer(frame, end) {
+  #fromFormer(channel, frame, end) {
     if (frame[end] === MessageType.Close) return this.#left();
     if (isAcknowledgement(frame, end) && this.#formerUnacknowledged > 0) this.#formerUnacknowledged--;
     const type = frame[end];
     const passes = type === MessageType.SyncStatus || type === MessageType.Awareness || type === MessageType.Stateless
       || (isSync(frame, end) && frame[end + 1] !== SyncType.Step1);
-    if (passes && this.#isNews(frame, end, -1)) this.#ports.toProvider(frame);
+    if (passes && this.#isNews(channel, frame, end)) this.#ports.toProvider(frame);
   }
 
-  #fromNext(frame, end) {
+  #fromNext(channel, frame, end) {
     const rehoming = /** @type {Rehoming} */ (this.#rehoming);
     if (rehoming === null) return;
     if (this.state === State.Moving) {
       const isAuth = frame[end] === MessageType.Auth;
       if ((isAuth && frame[end + 1] === AuthType.PermissionDenied) || frame[end] === MessageType.Close) return this.#abandon(REFUSED);
-      if (!isAuth || frame[end + 1] !== AuthType.Authenticated) return;
+      if (isAuth && frame[end + 1] === AuthType.Authenticated) {
+        this.#welcome = frame;
+        rehoming.fromOwner(frame, end, this.#rehomingPorts);
+        return this.#patience();
+      }
+      if (frame[end] === MessageType.Stateless && this.#isNews(channel, frame, end)) this.#ports.toProvider(frame);
+      // All else comes to where it is served, too.
+      if (!isSync(frame, end) || frame[end + 1] !== SyncType.Step1) return;
       this.#cut();
     }
     const heard = rehoming.fromOwner(frame, end, this.#rehomingPorts);
     if (heard) {
       this.#observe(frame, end);
-      if (this.#isNews(frame, end, 1)) this.#ports.toProvider(frame);
+      if (this.#isNews(channel, frame, end)) this.#ports.toProvider(frame);
+      this.#announce(frame, end);
     }
     if (frame[end] === MessageType.Auth) this.#patience();
     if (rehoming.settled && this.#rehoming === rehoming) this.#settle();
+  }
+
+  /** The provider is told what it has not been told yet. */
+  #greet() {
+    const welcome = this.#welcome;
+    if (welcome === null) return;
+    this.#welcome = null;
+    this.#observe(welcome, addressEnd(welcome));
+    this.#ports.toProvider(welcome);
+  }
+
+  /** The former connection took the awareness along, and everybody was told: it is still there. */
+  #announce(frame, end) {
+    if (!this.#mayVanish || frame[end] !== MessageType.Awareness) return;
+    if (!awarenessOf(frame, end).some(({ client, present }) => !present && this.#clients.has(client))) return;
+    this.#mayVanish = false;
+    this.#isAnnouncing = true;
+    // Answered in this very call.
+    this.#ports.toProvider(queryAwareness(this.#name));
+    this.#isAnnouncing = false;
   }
 
   /** What a frame for the provider says about it. */
@@ -511,15 +561,17 @@ export class Address {
   /**
    * While two sockets are open to the same document, what is sent to everybody comes twice.
    *
+   * @param {import('./channel.js').Channel} channel
    * @param {Uint8Array} frame
    * @param {number} end
-   * @param {1 | -1} side
    */
-  #isNews(frame, end, side) {
-    if (this.#stateless === null || frame[end] !== MessageType.Stateless) return true;
+  #isNews(channel, frame, end) {
+    if (this.#twofold === null || frame[end] !== MessageType.Stateless) return true;
+    const { later, messages } = this.#twofold;
     const key = decoder.decode(frame.subarray(end));
-    const difference = (this.#stateless.get(key) ?? 0) + side;
-    this.#stateless.set(key, difference);
+    const side = channel === later ? 1 : -1;
+    const difference = (messages.get(key) ?? 0) + side;
+    messages.set(key, difference);
     return difference * side > 0;
   }
 
