@@ -38,8 +38,10 @@ export interface Fencing {
 
 /**
  * What the node a client reached does with a document that another node owns:
- * `'proxy'` carries the traffic to the owner, `'redirect'` sends the client there where it can and
- * carries the traffic where it cannot, `'reject'` refuses the document.
+ * `'proxy'` carries the traffic to the owner, `'redirect'` tells clients that use
+ * `@hocuspocus/extension-smartroute/client` where the owner is ({@link SmartRouteConfiguration.publicUrl})
+ * and carries the traffic of all others, `'reject'` refuses the document: `authenticationFailed` at the
+ * provider, with a reason that names the owner.
  */
 export type MisrouteMode = 'proxy' | 'redirect' | 'reject';
 
@@ -235,6 +237,13 @@ export interface SmartRouteConfiguration {
   redirectOnMisroute?: boolean | null;
   /** What happens to documents that another node owns; see {@link MisrouteMode}. Default `'proxy'`. */
   onMisroute?: MisrouteMode | null;
+  /**
+   * With `onMisroute: 'redirect'`, the URL at which clients reach this node and no other: `ws://` or `wss://`,
+   * without user, query and fragment. A client keeps its own query, and its own path where this has none. It never goes
+   * from `wss://` to `ws://`. The other nodes ask for it once they are linked. Default: none, and then the
+   * others carry their clients' traffic to this node; with `'redirect'` a warning says so once.
+   */
+  publicUrl?: string | null;
   /** How the other nodes' health is checked. Default: each field's own. */
   healthCheck?: HealthCheck | null;
   /**
@@ -459,6 +468,8 @@ export interface ResolvedConfiguration {
   readonly onMisroute: MisrouteMode;
   /** What `onMisroute` and `redirectOnMisroute` come to. */
   readonly misroute: MisrouteMode;
+  /** Normalised: always with a path. `undefined` where clients are not sent to this node. */
+  readonly publicUrl: string | undefined;
   readonly healthCheck: {
     readonly interval: number;
     readonly timeout: number;

@@ -190,6 +190,19 @@ const wrongValues = {
       [['proxy'], 'an array of 1'],
     ],
   ],
+  publicUrl: [
+    'a ws:// or wss:// URL without user, query and fragment',
+    [
+      ['', '""'],
+      ['https://node-1.example', '"https://node-1.example"'],
+      ['node-1.example', '"node-1.example"'],
+      ['ws://', '"ws://"'],
+      ['wss://node-1.example/?a=1', '"wss://node-1.example/?a=1"'],
+      ['wss://node-1.example/#a', '"wss://node-1.example/#a"'],
+      ['wss://me:secret@node-1.example', 'one with a user'],
+      [8000, '8000'],
+    ],
+  ],
   healthCheck: [
     'an object with some of interval, timeout, retries, backoffMultiplier, maxBackoff, path',
     [

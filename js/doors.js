@@ -10,6 +10,7 @@ import { DirectConnections } from './direct-connection.js';
 import { INFO, documentInfo } from './document-info.js';
 import { boolean, documentText, integerRule, isSet, readFields, shown, textRule, wrong } from './rules.js';
 import { Placement } from './placement.js';
+import { PublicUrls } from './redirect.js';
 import { Requests } from './requests.js';
 
 /** Name of the request that sends a stateless message to a document's clients. */
@@ -62,6 +63,7 @@ export class Doors {
   #documents;
   #cluster;
   #direct;
+  #publicUrls;
 
   /** @param {DoorsContext} context */
   constructor(context) {
@@ -76,6 +78,7 @@ export class Doors {
       broadcastStateless: (name, payload) => this.broadcastStateless(name, payload),
       placedHere: context.isPlacedHere,
     });
+    this.#publicUrls = new PublicUrls(this.#requests, context.options, (nodeId) => context.edge.publicUrlLearned(nodeId));
     this.#documents.handle(INFO, documentInfo(instance, nodeId()));
     this.#documents.handle(STATELESS, (name, payload) => {
       const document = instance.documents.get(name);
@@ -108,14 +111,21 @@ export class Doors {
     this.#direct.fence();
   }
 
-  /** @param {number} link */
-  linkUp(link) {
+  /** @param {number} link @param {string} nodeId */
+  linkUp(link, nodeId) {
     this.#requests.linkUp(link);
+    this.#publicUrls.linkUp(nodeId);
   }
 
-  /** @param {number} link */
-  linkDown(link) {
+  /** @param {number} link @param {string} nodeId */
+  linkDown(link, nodeId) {
     this.#requests.linkDown(link);
+    this.#publicUrls.linkDown(nodeId);
+  }
+
+  /** Where clients reach another node. @param {string} nodeId */
+  publicUrl(nodeId) {
+    return this.#publicUrls.of(nodeId);
   }
 
   /**

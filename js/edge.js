@@ -28,13 +28,16 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Kind } from './core.js';
 import {
   AuthType,
+  Mark,
   MessageType,
   addressEnd,
   awarenessOf,
   documentOf,
   isAcknowledgement,
+  markOf,
   permissionDenied,
   readAddress,
+  redirect,
   scopeOf,
   startsWith,
   updateOf,
@@ -94,6 +97,7 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
  * @property {import('./claims.js').Claims} claims
  * @property {import('./fence.js').Fence} fence
  * @property {() => string} nodeId
+ * @property {(nodeId: string) => string | undefined} publicUrl where clients reach another node
  */
 
 /** All client sockets of this node. */
@@ -189,6 +193,11 @@ export class Edge {
     for (const socket of [...this.#sockets]) socket.rightChanged();
   }
 
+  /** Where clients reach another node. @param {string} nodeId */
+  publicUrlLearned(nodeId) {
+    for (const socket of this.#sockets) socket.publicUrlLearned(nodeId);
+  }
+
   /** Closes every socket with a code that providers retry. @param {string} reason */
   fence(reason) {
     for (const socket of [...this.#sockets]) socket.close(RECONNECT, reason);
@@ -269,6 +278,8 @@ class Address {
     /** By an owner elsewhere. */
     this.authenticated = false;
     this.readOnly = false;
+    /** Its client wants to know where its owner is, to connect to it. */
+    this.follows = false;
     /** Acknowledgements that the client waits for, of an owner elsewhere. */
     this.unacknowledged = 0;
     /** Its awareness clients, as far as they were seen. @type {Set<number>} */
@@ -370,6 +381,8 @@ export class EdgeSocket {
   #asking = 0;
   /** Documents that Hocuspocus has nothing more to say about here. @type {Set<string>} */
   #dropped = new Set();
+  /** Addresses whose client was sent to the owner: what it sent before it knew goes nowhere. @type {Set<string>} */
+  #sentAway = new Set();
   #send;
   #spokeAt = Date.now();
   #touchedAt = 0;
@@ -413,11 +426,14 @@ export class EdgeSocket {
         return;
       }
       const address = readAddress(data, end);
+      const mark = this.#edge.context.options.misroute === 'redirect' ? markOf(data, end) : '';
+      if (this.#sendsAway(address, mark, data[end])) return;
       this.#lastHead = data.slice(0, end);
       this.#lastRoute = this.#routeOf(documentOf(address));
       // Routing it may have closed the socket.
       if (this.#closed) return;
       this.#lastAddress = this.#lastRoute.at(address);
+      if (mark !== '') this.#lastAddress.follows = true;
     }
     const route = /** @type {Route} */ (this.#lastRoute);
     const address = /** @type {Address} */ (this.#lastAddress);
@@ -606,6 +622,48 @@ export class EdgeSocket {
     }
   }
 
+  // ── Redirects ────────────────────────────────────────────────────────────────────────────────
+
+  /**
+   * A client that can connect to the owner itself is told where that is, before anything is done for it
+   * here. Whether its frame is done with.
+   *
+   * @param {string} address
+   * @param {string} mark
+   * @param {number} type
+   */
+  #sendsAway(address, mark, type) {
+    if (type !== MessageType.Auth) return this.#sentAway.has(address);
+    this.#sentAway.delete(address);
+    if (mark !== Mark.Redirect || this.#sentAway.size >= REMEMBERED) return false;
+    const { router, serving, options, publicUrl } = this.#edge.context;
+    const name = documentOf(address);
+    // Where a function has a say, only the ring owner knows: the client is told once it is let in there.
+    if (options.customRoutingFunction !== undefined || !serving()) return false;
+    if (this.#routes.get(name)?.addresses.get(address)?.isKnown) return false;
+    const target = router.route(name)?.target;
+    const url = target === undefined || target.own ? undefined : publicUrl(target.node.id);
+    if (url === undefined) return false;
+    this.#sentAway.add(address);
+    this.#send(redirect(address, url, true));
+    return true;
+  }
+
+  /** A client that is let in elsewhere through this node is told where that is. @param {Route | undefined} route @param {Address} address */
+  #tellOwner(route, address) {
+    if (!address.follows || !address.authenticated || address.rehoming !== null || !route?.stream) return;
+    const url = this.#edge.context.publicUrl(route.stream.nodeId);
+    if (url !== undefined) this.#send(redirect(address.address, url, false));
+  }
+
+  /** @param {string} nodeId */
+  publicUrlLearned(nodeId) {
+    for (const route of this.#routes.values()) {
+      if (route.stream?.nodeId !== nodeId) continue;
+      for (const address of route.addresses.values()) this.#tellOwner(route, address);
+    }
+  }
+
   // ── Re-homing ────────────────────────────────────────────────────────────────────────────────
 
   /**
@@ -749,6 +807,7 @@ export class EdgeSocket {
       if (rehoming.step === Step.Denied) address.authenticated = false;
       else address.unacknowledged = Math.max(0, address.unacknowledged - rehoming.given);
       this.#endRehoming(address);
+      this.#tellOwner(route, address);
     }
     return heard;
   }
@@ -994,6 +1053,7 @@ export class EdgeSocket {
           address.authenticated = true;
           address.readOnly = scopeOf(bytes, end) === 'readonly';
           this.#local.hasAuthenticated = true;
+          this.#tellOwner(route, address);
         } else if (bytes[end + 1] === AuthType.PermissionDenied) {
           this.#admitted(address);
           address.authenticated = false;

@@ -10,9 +10,18 @@ export const MessageType = Object.freeze({
   Auth: 2,
   QueryAwareness: 3,
   SyncReply: 4,
+  Stateless: 5,
   Close: 7,
   SyncStatus: 8,
+  /** SmartRoute's own, and only to clients that said with their token that they know it. */
+  Redirect: 115,
 });
+
+/**
+ * What SmartRoute's client says with its token, after what Hocuspocus reads of it: "if another node owns
+ * this, tell me where that is and forget what I sent", or "let me in here, and tell me where the owner is".
+ */
+export const Mark = Object.freeze({ Redirect: 'smartroute:redirect', Follow: 'smartroute:follow' });
 
 /** What follows `MessageType.Auth`: `Token` from a client, or as a request from a server. */
 export const AuthType = Object.freeze({ Token: 0, PermissionDenied: 1, Authenticated: 2 });
@@ -177,6 +186,63 @@ export function updateOf(frame, end) {
 /** @param {Uint8Array} frame @param {number} end where its address ends */
 export function isSync(frame, end) {
   return frame[end] === MessageType.Sync || frame[end] === MessageType.SyncReply;
+}
+
+/**
+ * The {@link Mark} of a client's token; `''` where a frame has none.
+ *
+ * @param {Uint8Array} frame
+ * @param {number} end where its address ends
+ */
+export function markOf(frame, end) {
+  if (frame[end] !== MessageType.Auth || frame[end + 1] !== AuthType.Token) return '';
+  const reader = new Reader(frame, end + 2);
+  // The token, and the version of the provider.
+  reader.bytes();
+  reader.bytes();
+  const mark = decoder.decode(reader.bytes());
+  return mark === Mark.Redirect || mark === Mark.Follow ? mark : '';
+}
+
+/**
+ * A client's token with a mark.
+ *
+ * @param {Uint8Array} frame
+ * @param {number} end where its address ends
+ * @param {string} mark
+ */
+export function withMark(frame, end, mark) {
+  const reader = new Reader(frame, end + 2);
+  reader.bytes();
+  // A provider of version 3 does not say its version, and a server would read the mark as one.
+  const version = reader.at < frame.length ? [] : [0];
+  return Uint8Array.from([...frame, ...version, ...varString(mark)]);
+}
+
+/**
+ * Where a client reaches the owner of an address.
+ *
+ * @param {string} address
+ * @param {string} url
+ * @param {boolean} away nothing the client sent for it so far has been, or will be, passed on
+ */
+export function redirect(address, url, away) {
+  return Uint8Array.from([...varString(address), MessageType.Redirect, away ? 1 : 0, ...varString(url)]);
+}
+
+/** What {@link redirect} wrote. @param {Uint8Array} frame @param {number} end where its address ends */
+export function readRedirect(frame, end) {
+  return { away: frame[end + 1] === 1, url: decoder.decode(new Reader(frame, end + 2).bytes()) };
+}
+
+/** What a provider says when it closes a document. @param {string} address */
+export function closed(address) {
+  return Uint8Array.from([...varString(address), MessageType.Close]);
+}
+
+/** The state vector in a Sync Step 1. @param {Uint8Array} frame @param {number} end where its address ends */
+export function vectorOf(frame, end) {
+  return new Reader(frame, end + 2).bytes().slice();
 }
 
 /** The scope that Hocuspocus grants with Authenticated. @param {Uint8Array} frame @param {number} end */

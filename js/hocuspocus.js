@@ -150,6 +150,26 @@ export function storeSoon(instance, document) {
   });
 }
 
+/**
+ * Hocuspocus takes a client's awareness state for that of the connection on which it appeared, and ends it with
+ * that one. A state that it has known before appears on no connection: of a client that comes back on another
+ * one, as one that is redirected does, it would outlive the client by half a minute.
+ *
+ * @param {any} document
+ */
+export function adoptAwareness(document) {
+  document.awareness.on('update', ({ updated }, origin) => {
+    const clients = document.connections.get(origin?.connection)?.clients;
+    if (clients === undefined) return;
+    for (const client of updated) if (!clients.has(client) && !isOwned(document, client)) clients.add(client);
+  });
+}
+
+function isOwned(document, client) {
+  for (const { clients } of document.connections.values()) if (clients.has(client)) return true;
+  return false;
+}
+
 /** What Hocuspocus takes for "no further hooks, and nothing went wrong". */
 export async function quietly() {
   try {

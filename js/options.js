@@ -63,6 +63,7 @@ export const defaults = Object.freeze({
   enforceRouting: true,
   redirectOnMisroute: false,
   onMisroute: /** @type {MisrouteMode} */ ('proxy'),
+  publicUrl: undefined,
   healthCheck: Object.freeze({
     interval: 5000,
     timeout: 3000,
@@ -148,6 +149,7 @@ export function resolveOptions(userOptions, env = process.env) {
     redirectOnMisroute: misroute === 'redirect',
     onMisroute: misroute,
     misroute,
+    publicUrl: option('publicUrl', clientUrl),
     healthCheck: health,
     leaseDuration,
     // A second at least: below that a busy but sound event loop would count as stalled.
@@ -458,6 +460,21 @@ function requestPath(value, name) {
 function misrouteMode(value, name) {
   if (value === 'proxy' || value === 'redirect' || value === 'reject') return value;
   throw wrong(name, '"proxy", "redirect" or "reject"', shown(value));
+}
+
+/**
+ * A URL that clients are sent to: what follows a `?` is their own.
+ *
+ * @param {unknown} value
+ * @param {string} name
+ * @returns {string}
+ */
+function clientUrl(value, name) {
+  const allowed = 'a ws:// or wss:// URL without user, query and fragment';
+  const url = typeof value === 'string' && /^wss?:\/\/[^?#\s]+$/i.test(value) && URL.canParse(value) ? new URL(value) : null;
+  if (url !== null && url.username === '' && url.password === '') return url.href;
+  // A URL with a password must not be repeated.
+  throw wrong(name, allowed, url === null ? shown(value) : 'one with a user');
 }
 
 /** @param {unknown} value @param {string} name @returns {'token' | 'session'} */

@@ -19,6 +19,7 @@ import { SmartRouteError, codes } from './errors.js';
 import { Fence } from './fence.js';
 import { Handoffs } from './handoff.js';
 import { HealthEndpoint } from './health.js';
+import { adoptAwareness } from './hocuspocus.js';
 import { Imports } from './imports.js';
 import { LinkSockets, dialsThroughPipe, pollsLinks, refuse } from './link-sockets.js';
 import { Log } from './log.js';
@@ -230,6 +231,7 @@ export class SmartRoute extends EventEmitter {
 
   /** @param {import('@hocuspocus/server').afterLoadDocumentPayload} data */
   async afterLoadDocument({ document }) {
+    if (this.#options.misroute === 'redirect') adoptAwareness(document);
     if (this.#enforces) {
       this.#fence?.afterLoad(document);
       // Of one that has moved here, the hooks before may have been given a copy.
@@ -283,6 +285,9 @@ export class SmartRoute extends EventEmitter {
           'load what its own database has. Use a database that all nodes share',
       );
     }
+    if (this.#options.misroute === 'redirect' && this.#options.publicUrl === undefined) {
+      this.#log.warn('public-url', 'publicUrl is not set: clients cannot be redirected to this node, the others carry their traffic here');
+    }
     this.#enforcement = this.#agreement(redisBeside(extensions, instance));
     requireSecret({ ...this.#options, redis: registry?.redis });
     const { healthCheck, leaseDuration, stallTimeout, migrationTimeout, enforceRouting } = this.#options;
@@ -308,12 +313,12 @@ export class SmartRoute extends EventEmitter {
     const core = new Core(settings, this.#self(), this.#incarnation, secret, {
       opened: (link, stream) => this.#owner.opened(link, stream),
       linkUp: (link, { node, accepted }) => {
-        if (!accepted) this.#doors?.linkUp(link);
+        if (!accepted) this.#doors?.linkUp(link, node);
         this.#linkUp(node, accepted);
       },
       linkDown: (link, { node, accepted, leaving, reason }) => {
         if (leaving) this.#leaving.add(node);
-        if (!accepted) this.#doors?.linkDown(link);
+        if (!accepted) this.#doors?.linkDown(link, node);
         this.#linkDown(node, accepted, reason);
       },
       view: () => this.#viewChanged(),
@@ -393,7 +398,12 @@ export class SmartRoute extends EventEmitter {
     };
     const own = { listening: () => this.#listening, serving: () => this.#serving(), nodeId: () => /** @type {string} */ (this.#nodeId) };
     this.#owner = new Owner({ ...sockets, session: (kind, bytes, stream) => this.#session(kind, bytes, stream) });
-    this.#edge = new Edge({ ...sockets, ...own, tick: (now) => this.#owner.tick(now) });
+    this.#edge = new Edge({
+      ...sockets,
+      ...own,
+      tick: (now) => this.#owner.tick(now),
+      publicUrl: (nodeId) => this.#doors?.publicUrl(nodeId),
+    });
     this.#doors = new Doors({
       ...shared,
       ...own,

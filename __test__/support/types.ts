@@ -27,6 +27,7 @@ const everything: SmartRouteConfiguration = {
   enforceRouting: true,
   redirectOnMisroute: true,
   onMisroute: 'redirect',
+  publicUrl: 'wss://node-1.example.com',
   healthCheck: { interval: 5000, timeout: 3000, retries: 3, backoffMultiplier: 2, maxBackoff: 30000, path: '/health' },
   leaseDuration: 14_000,
   stallTimeout: 14_000,

@@ -1,0 +1,1 @@
+export { smartRouteWebSocket } from './js/client/websocket.js';
