@@ -722,11 +722,38 @@ describe('misroute', () => {
 });
 
 describe('clusterSecret', () => {
+  /** The one of a configuration with one. */
+  const onlySecret = (...given) => {
+    const { clusterSecret } = resolve(...given);
+    assert.equal(clusterSecret.length, 1);
+    return clusterSecret[0];
+  };
+
+  it('may be several, also in the environment, in their order', () => {
+    const other = 'another secret, with a comma';
+    const listed = (...given) => resolve(...given).clusterSecret.map(String);
+    assert.deepEqual(listed({ clusterSecret: [other, Buffer.from(SECRET)] }), [other, SECRET]);
+    assert.deepEqual(listed({}, { SMARTROUTE_CLUSTER_SECRET: `${'x'.repeat(16)} , ${SECRET}` }), ['x'.repeat(16), SECRET]);
+    for (const [clusterSecret, option, ...said] of [
+      [[], 'clusterSecret', '1 to 4 secrets', '0'],
+      [Array.from('abcde', (letter) => letter.repeat(16)), 'clusterSecret', '1 to 4 secrets', '5'],
+      [[SECRET, 'hunter2'], 'clusterSecret[1]', 'a string of 7 characters'],
+      [[SECRET, , other], 'clusterSecret[1]', 'undefined'],
+      [[SECRET, other, Buffer.from(SECRET)], 'clusterSecret[2]', 'secrets that differ'],
+    ]) {
+      const error = refused(() => resolve({ clusterSecret }));
+      assert.equal(error.option, option);
+      assertMentions(error, ...said);
+    }
+    const error = refused(() => resolve({}, { SMARTROUTE_CLUSTER_SECRET: `${SECRET},` }));
+    assertMentions(error, 'SMARTROUTE_CLUSTER_SECRET', 'clusterSecret[1]', 'a string of 0 characters');
+  });
+
   it('becomes a Buffer that the caller cannot change', () => {
-    assert.deepEqual([...resolve({ clusterSecret: SECRET }).clusterSecret], [...Buffer.from(SECRET)]);
-    assert.equal(resolve({ clusterSecret: '😀'.repeat(16) }).clusterSecret.length, 64);
+    assert.deepEqual([...onlySecret({ clusterSecret: SECRET })], [...Buffer.from(SECRET)]);
+    assert.equal(onlySecret({ clusterSecret: '😀'.repeat(16) }).length, 64);
     for (const bytes of [Buffer.alloc(16, 1), new Uint8Array(16).fill(1)]) {
-      const { clusterSecret } = resolve({ clusterSecret: bytes });
+      const clusterSecret = onlySecret({ clusterSecret: bytes });
       bytes.fill(2);
       assert.ok(Buffer.isBuffer(clusterSecret));
       assert.ok(clusterSecret.equals(Buffer.alloc(16, 1)));
@@ -736,9 +763,9 @@ describe('clusterSecret', () => {
   it('comes from the environment where the option is not set', () => {
     const env = { SMARTROUTE_CLUSTER_SECRET: SECRET };
     for (const options of [{}, { clusterSecret: null }]) {
-      assert.equal(resolve(options, env).clusterSecret.toString(), SECRET);
+      assert.equal(onlySecret(options, env).toString(), SECRET);
     }
-    assert.equal(resolve({ clusterSecret: 'another secret of mine' }, env).clusterSecret.toString(), 'another secret of mine');
+    assert.equal(onlySecret({ clusterSecret: 'another secret of mine' }, env).toString(), 'another secret of mine');
     assert.equal(resolve({}, { SMARTROUTE_CLUSTER_SECRET: '' }).clusterSecret, undefined);
   });
 
@@ -765,6 +792,9 @@ describe('clusterSecret', () => {
       refused(() => resolve({ clusterSecret: short })),
       refused(() => resolve({}, { SMARTROUTE_CLUSTER_SECRET: short })),
       refused(() => resolve({ clusterSecret: [short] })),
+      refused(() => resolve({ clusterSecret: [SECRET, short] })),
+      refused(() => resolve({ clusterSecret: [SECRET, SECRET] })),
+      resolve({ clusterSecret: [SECRET, `${SECRET}!`] }),
       refused(() => resolve({ clusterSecret: Buffer.from(short) })),
       refused(() => resolve({ clusterSecrets: short })),
       refused(() => resolve({ clusterNodes: [node({ clusterSecret: short })] })),
