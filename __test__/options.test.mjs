@@ -3,6 +3,7 @@ import { describe, it } from 'node:test';
 import { inspect } from 'node:util';
 
 import { SmartRouteError, codes } from '../js/errors.js';
+import { createAuthority } from './support/certificates.mjs';
 import { defaults, isLoopback, requireSecret, resolveClusterNode, resolveOptions } from '../js/options.js';
 
 const SECRET = 'correct horse battery staple';
@@ -330,6 +331,14 @@ const wrongValues = {
       [[], 'an array of 0'],
     ],
   ],
+  clusterTls: [
+    'an object with ca, cert and key',
+    [
+      [true, 'a boolean'],
+      ['-----BEGIN PRIVATE KEY-----', 'a string of 27 characters'],
+      [[], 'an array of 0'],
+    ],
+  ],
   trustProxy: [
     'true, false, a number of proxies from 1 to 100, or an array of addresses',
     [
@@ -517,6 +526,7 @@ describe('defaults', () => {
     linkPort: undefined,
     linkHost: undefined,
     linkTls: undefined,
+    clusterTls: undefined,
     trustProxy: undefined,
     serializeContext: undefined,
     deserializeContext: undefined,
@@ -810,6 +820,43 @@ describe('clusterSecret', () => {
         assert.ok(!text.includes(bytes.join(',')), text);
         assert.ok(!text.includes(Buffer.from(secret).toString('hex', 0, 4).replace(/..(?=.)/g, '$& ')), text);
       }
+    }
+  });
+});
+
+describe('clusterTls', () => {
+  it('is taken in PEM, as text or bytes, one authority or several, and never printed', (t) => {
+    const authority = createAuthority(t, 'options');
+    const { cert, key } = authority.sign();
+    const encrypted = authority.sign('IP:127.0.0.1', 'open sesame');
+    const { ca } = authority;
+    for (const clusterTls of [
+      { ca, cert, key },
+      { ca: [Buffer.from(ca), ca], cert: Buffer.from(cert), key: new Uint8Array(Buffer.from(key)), passphrase: null },
+      { ca: `${ca}${ca}`, ...encrypted, passphrase: 'open sesame' },
+    ]) {
+      const resolved = resolve({ clusterTls, linkPort: 0 });
+      assert.equal(resolved.clusterTls.key.expose(), Buffer.from(clusterTls.key).toString());
+      assert.equal(resolved.clusterTls.ca.join(''), [clusterTls.ca].flat().join(''));
+      const printed = inspect(resolved, { depth: 9, showHidden: true }) + JSON.stringify(resolved);
+      assert.doesNotMatch(printed, /PRIVATE KEY|open sesame/);
+    }
+    const right = { ca, cert, key };
+    for (const [options, option, ...said] of [
+      [{ clusterTls: right }, 'linkPort', 'because clusterTls is set'],
+      [{ clusterTls: right, linkPort: 0, linkTls: {} }, 'clusterTls', 'clusterTls or linkTls', 'both'],
+      [{ clusterTls: { ca, cert }, linkPort: 0 }, 'clusterTls.key', 'in PEM', 'nothing'],
+      [{ clusterTls: { ...right, ca: [] }, linkPort: 0 }, 'clusterTls.ca', 'at least one', 'an empty array'],
+      [{ clusterTls: { ...right, cert: '/etc/cert.pem' }, linkPort: 0 }, 'clusterTls.cert', 'a string of 13 characters', 'A path is not read'],
+      [{ clusterTls: { ...right, certs: cert }, linkPort: 0 }, 'clusterTls.certs', 'Did you mean clusterTls.cert?'],
+      [{ clusterTls: { ...right, passphrase: 7 }, linkPort: 0 }, 'clusterTls.passphrase', 'a string', 'a number'],
+      [{ clusterTls: { ...right, key: encrypted.key, passphrase: 'open sesame' }, linkPort: 0 }, 'clusterTls', 'belong together', 'ERR_OSSL_X509_KEY_VALUES_MISMATCH'],
+      [{ clusterTls: { ca, ...encrypted, passphrase: 'sesame' }, linkPort: 0 }, 'clusterTls', 'ERR_OSSL'],
+    ]) {
+      const error = refused(() => resolve(options));
+      assert.equal(error.option, option, error.message);
+      assertMentions(error, ...said);
+      assert.doesNotMatch(inspect(error), /PRIVATE KEY|sesame/);
     }
   });
 });

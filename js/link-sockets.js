@@ -228,6 +228,8 @@ export class LinkSockets {
    */
   #greet(socket, secure) {
     this.#greeted.add(socket);
+    // Node remembers an address that was asked for.
+    void socket.remoteAddress;
     const hurry = setTimeout(() => socket.destroy(), HANDSHAKE);
     const look = () => {
       const first = socket.read(1);
@@ -255,7 +257,7 @@ export class LinkSockets {
 
   /** Says whom this node turned away at its port for links. @param {any} socket @param {string} reason */
   #refused(socket, reason) {
-    // A socket that TLS has closed knows its peer no more; the one below it does.
+    // One that TLS has closed knows its peer no more; the one below it remembers, see `#greet`.
     const from = socket.remoteAddress ?? socket._parent?.remoteAddress ?? 'somebody';
     this.#log.warn(`accept-tls ${from}`, `a link from ${from} was refused: ${reason}`);
   }
