@@ -105,6 +105,21 @@ export interface HealthCheck {
   path?: string | null;
 }
 
+/** TLS between the nodes. Everything in PEM, as text or bytes. */
+export interface ClusterTls {
+  /** Certificates of the authorities that sign those of the nodes; no other is trusted, also not those that Node trusts. */
+  ca: string | Uint8Array | readonly (string | Uint8Array)[];
+  /**
+   * This node's certificate, with its chain. It is shown to nodes that dial, so its subject alternative
+   * names have to contain the address that they dial (`nodeAddress`), and to nodes that are dialed.
+   */
+  cert: string | Uint8Array;
+  /** Its key. */
+  key: string | Uint8Array;
+  /** What the key is encrypted with. Default: it is not. */
+  passphrase?: string | null;
+}
+
 /** TLS to Redis, as ioredis and `tls.connect()` spell it. Everything in PEM, as text or bytes. */
 export interface RedisTls {
   /** Certificates to trust. Default: those that Node trusts. */
@@ -317,12 +332,15 @@ export interface SmartRouteConfiguration {
   clusterName?: string | null;
   /**
    * What the nodes authenticate each other with; the same on all of them. A string of at least 16
-   * characters, or at least 16 bytes. Default: the environment variable
-   * `SMARTROUTE_CLUSTER_SECRET`, where it is not empty; otherwise none, and then only loopback
-   * addresses are accepted: with any other `listen()` rejects with `ERR_SMARTROUTE_NO_SECRET`. With
-   * `redis`, the first node that starts without a secret makes one and keeps it there.
+   * characters, or at least 16 bytes. An array of 1 to 4 of them while one takes the place of another:
+   * all are accepted, and two nodes use the first of the acceptor's that both know; `ERR_SMARTROUTE_OPTION`
+   * if one stands there twice. Default: the environment variable `SMARTROUTE_CLUSTER_SECRET`, where it is
+   * not empty, split at its commas (a secret with a comma goes into this option); otherwise none, and
+   * then only loopback addresses are accepted: with any other `listen()` rejects with
+   * `ERR_SMARTROUTE_NO_SECRET`. With `redis`, the first node that starts without a secret makes one and
+   * keeps it there.
    */
-  clusterSecret?: string | Uint8Array | null;
+  clusterSecret?: string | Uint8Array | readonly (string | Uint8Array)[] | null;
   /**
    * The Redis that keeps the member list, so that nodes join by themselves and no document is ever
    * open on two of them: a URL (`redis://user:password@host:6379/0`, `rediss://` for TLS), an object,
@@ -353,6 +371,13 @@ export interface SmartRouteConfiguration {
    * its usual options. Default: plain TCP.
    */
   linkTls?: ConnectionOptions | null;
+  /**
+   * Mutual TLS (1.3) between the nodes: links, and the health checks of the other nodes, are encrypted, and
+   * both sides show a certificate that `ca` has signed. Needs a `linkPort`, and is for all nodes or none: a
+   * node without it is refused, and both say why. `ERR_SMARTROUTE_OPTION` without `linkPort`, beside
+   * `linkTls`, or if OpenSSL cannot read what is given. Default: links are authenticated, but not encrypted.
+   */
+  clusterTls?: ClusterTls | null;
   /**
    * Which proxies in front of this node are believed when they say in `X-Forwarded-For` whose request
    * it is: `true` all, `false` none, a number so many of them counted from this node, or an array of
@@ -425,6 +450,14 @@ export interface ResolvedRedisTls {
   readonly rejectUnauthorized: boolean;
 }
 
+/** The option `clusterTls` after validation. */
+export interface ResolvedClusterTls {
+  readonly ca: readonly string[];
+  readonly cert: string;
+  readonly key: RedactedText;
+  readonly passphrase: RedactedText | undefined;
+}
+
 /** The option `redis` after validation, whatever it was made of. */
 export interface ResolvedRedis {
   readonly topology:
@@ -490,14 +523,15 @@ export interface ResolvedConfiguration {
   readonly debugMode: boolean;
   readonly virtualNodes: number;
   readonly clusterName: string;
-  /** Prints as `[redacted]`, in JSON too. */
-  readonly clusterSecret: Buffer | undefined;
+  /** Each prints as `[redacted]`, in JSON too. */
+  readonly clusterSecret: readonly Buffer[] | undefined;
   /** `undefined` where it comes from an extension-redis, or there is none. */
   readonly redis: ResolvedRedis | undefined;
   readonly redisPrefix: string | undefined;
   readonly linkPort: number | undefined;
   readonly linkHost: string | undefined;
   readonly linkTls: Readonly<ConnectionOptions> | undefined;
+  readonly clusterTls: ResolvedClusterTls | undefined;
   /** Whether a proxy at an address, so many hops from this node, is believed; `undefined` where it is not set. */
   readonly trustProxy: ((address: string, hop: number) => boolean) | undefined;
   readonly serializeContext: ((context: any) => string) | undefined;

@@ -3,6 +3,7 @@ import { describe, it } from 'node:test';
 import { inspect } from 'node:util';
 
 import { SmartRouteError, codes } from '../js/errors.js';
+import { createAuthority } from './support/certificates.mjs';
 import { defaults, isLoopback, requireSecret, resolveClusterNode, resolveOptions } from '../js/options.js';
 
 const SECRET = 'correct horse battery staple';
@@ -343,6 +344,14 @@ const wrongValues = {
       [[], 'an array of 0'],
     ],
   ],
+  clusterTls: [
+    'an object with ca, cert and key',
+    [
+      [true, 'a boolean'],
+      ['-----BEGIN PRIVATE KEY-----', 'a string of 27 characters'],
+      [[], 'an array of 0'],
+    ],
+  ],
   trustProxy: [
     'true, false, a number of proxies from 1 to 100, or an array of addresses',
     [
@@ -530,6 +539,7 @@ describe('defaults', () => {
     linkPort: undefined,
     linkHost: undefined,
     linkTls: undefined,
+    clusterTls: undefined,
     trustProxy: undefined,
     serializeContext: undefined,
     deserializeContext: undefined,
@@ -735,11 +745,38 @@ describe('misroute', () => {
 });
 
 describe('clusterSecret', () => {
+  /** The one of a configuration with one. */
+  const onlySecret = (...given) => {
+    const { clusterSecret } = resolve(...given);
+    assert.equal(clusterSecret.length, 1);
+    return clusterSecret[0];
+  };
+
+  it('may be several, also in the environment, in their order', () => {
+    const other = 'another secret, with a comma';
+    const listed = (...given) => resolve(...given).clusterSecret.map(String);
+    assert.deepEqual(listed({ clusterSecret: [other, Buffer.from(SECRET)] }), [other, SECRET]);
+    assert.deepEqual(listed({}, { SMARTROUTE_CLUSTER_SECRET: `${'x'.repeat(16)} , ${SECRET}` }), ['x'.repeat(16), SECRET]);
+    for (const [clusterSecret, option, ...said] of [
+      [[], 'clusterSecret', '1 to 4 secrets', '0'],
+      [Array.from('abcde', (letter) => letter.repeat(16)), 'clusterSecret', '1 to 4 secrets', '5'],
+      [[SECRET, 'hunter2'], 'clusterSecret[1]', 'a string of 7 characters'],
+      [[SECRET, , other], 'clusterSecret[1]', 'undefined'],
+      [[SECRET, other, Buffer.from(SECRET)], 'clusterSecret[2]', 'secrets that differ'],
+    ]) {
+      const error = refused(() => resolve({ clusterSecret }));
+      assert.equal(error.option, option);
+      assertMentions(error, ...said);
+    }
+    const error = refused(() => resolve({}, { SMARTROUTE_CLUSTER_SECRET: `${SECRET},` }));
+    assertMentions(error, 'SMARTROUTE_CLUSTER_SECRET', 'clusterSecret[1]', 'a string of 0 characters');
+  });
+
   it('becomes a Buffer that the caller cannot change', () => {
-    assert.deepEqual([...resolve({ clusterSecret: SECRET }).clusterSecret], [...Buffer.from(SECRET)]);
-    assert.equal(resolve({ clusterSecret: '😀'.repeat(16) }).clusterSecret.length, 64);
+    assert.deepEqual([...onlySecret({ clusterSecret: SECRET })], [...Buffer.from(SECRET)]);
+    assert.equal(onlySecret({ clusterSecret: '😀'.repeat(16) }).length, 64);
     for (const bytes of [Buffer.alloc(16, 1), new Uint8Array(16).fill(1)]) {
-      const { clusterSecret } = resolve({ clusterSecret: bytes });
+      const clusterSecret = onlySecret({ clusterSecret: bytes });
       bytes.fill(2);
       assert.ok(Buffer.isBuffer(clusterSecret));
       assert.ok(clusterSecret.equals(Buffer.alloc(16, 1)));
@@ -749,9 +786,9 @@ describe('clusterSecret', () => {
   it('comes from the environment where the option is not set', () => {
     const env = { SMARTROUTE_CLUSTER_SECRET: SECRET };
     for (const options of [{}, { clusterSecret: null }]) {
-      assert.equal(resolve(options, env).clusterSecret.toString(), SECRET);
+      assert.equal(onlySecret(options, env).toString(), SECRET);
     }
-    assert.equal(resolve({ clusterSecret: 'another secret of mine' }, env).clusterSecret.toString(), 'another secret of mine');
+    assert.equal(onlySecret({ clusterSecret: 'another secret of mine' }, env).toString(), 'another secret of mine');
     assert.equal(resolve({}, { SMARTROUTE_CLUSTER_SECRET: '' }).clusterSecret, undefined);
   });
 
@@ -778,6 +815,9 @@ describe('clusterSecret', () => {
       refused(() => resolve({ clusterSecret: short })),
       refused(() => resolve({}, { SMARTROUTE_CLUSTER_SECRET: short })),
       refused(() => resolve({ clusterSecret: [short] })),
+      refused(() => resolve({ clusterSecret: [SECRET, short] })),
+      refused(() => resolve({ clusterSecret: [SECRET, SECRET] })),
+      resolve({ clusterSecret: [SECRET, `${SECRET}!`] }),
       refused(() => resolve({ clusterSecret: Buffer.from(short) })),
       refused(() => resolve({ clusterSecrets: short })),
       refused(() => resolve({ clusterNodes: [node({ clusterSecret: short })] })),
@@ -793,6 +833,43 @@ describe('clusterSecret', () => {
         assert.ok(!text.includes(bytes.join(',')), text);
         assert.ok(!text.includes(Buffer.from(secret).toString('hex', 0, 4).replace(/..(?=.)/g, '$& ')), text);
       }
+    }
+  });
+});
+
+describe('clusterTls', () => {
+  it('is taken in PEM, as text or bytes, one authority or several, and never printed', (t) => {
+    const authority = createAuthority(t, 'options');
+    const { cert, key } = authority.sign();
+    const encrypted = authority.sign('IP:127.0.0.1', 'open sesame');
+    const { ca } = authority;
+    for (const clusterTls of [
+      { ca, cert, key },
+      { ca: [Buffer.from(ca), ca], cert: Buffer.from(cert), key: new Uint8Array(Buffer.from(key)), passphrase: null },
+      { ca: `${ca}${ca}`, ...encrypted, passphrase: 'open sesame' },
+    ]) {
+      const resolved = resolve({ clusterTls, linkPort: 0 });
+      assert.equal(resolved.clusterTls.key.expose(), Buffer.from(clusterTls.key).toString());
+      assert.equal(resolved.clusterTls.ca.join(''), [clusterTls.ca].flat().join(''));
+      const printed = inspect(resolved, { depth: 9, showHidden: true }) + JSON.stringify(resolved);
+      assert.doesNotMatch(printed, /PRIVATE KEY|open sesame/);
+    }
+    const right = { ca, cert, key };
+    for (const [options, option, ...said] of [
+      [{ clusterTls: right }, 'linkPort', 'because clusterTls is set'],
+      [{ clusterTls: right, linkPort: 0, linkTls: {} }, 'clusterTls', 'clusterTls or linkTls', 'both'],
+      [{ clusterTls: { ca, cert }, linkPort: 0 }, 'clusterTls.key', 'in PEM', 'nothing'],
+      [{ clusterTls: { ...right, ca: [] }, linkPort: 0 }, 'clusterTls.ca', 'at least one', 'an empty array'],
+      [{ clusterTls: { ...right, cert: '/etc/cert.pem' }, linkPort: 0 }, 'clusterTls.cert', 'a string of 13 characters', 'A path is not read'],
+      [{ clusterTls: { ...right, certs: cert }, linkPort: 0 }, 'clusterTls.certs', 'Did you mean clusterTls.cert?'],
+      [{ clusterTls: { ...right, passphrase: 7 }, linkPort: 0 }, 'clusterTls.passphrase', 'a string', 'a number'],
+      [{ clusterTls: { ...right, key: encrypted.key, passphrase: 'open sesame' }, linkPort: 0 }, 'clusterTls', 'belong together', 'ERR_OSSL_X509_KEY_VALUES_MISMATCH'],
+      [{ clusterTls: { ca, ...encrypted, passphrase: 'sesame' }, linkPort: 0 }, 'clusterTls', 'ERR_OSSL'],
+    ]) {
+      const error = refused(() => resolve(options));
+      assert.equal(error.option, option, error.message);
+      assertMentions(error, ...said);
+      assert.doesNotMatch(inspect(error), /PRIVATE KEY|sesame/);
     }
   });
 });

@@ -23,8 +23,7 @@ function start(
 ) {
   const { NativeNode } = loadNative();
   const settings = { ...coreSettings, virtualNodes };
-  const secret = Buffer.from('');
-  const node = new NativeNode(JSON.stringify(settings), spec(member), 1, secret, () => {});
+  const node = new NativeNode(JSON.stringify(settings), spec(member), 1, [], () => {});
   t.after(() => node.destroy());
   return node;
 }

@@ -65,7 +65,7 @@ async function smartroute() {
     dialThroughPipe: false,
   };
   const specs = addresses.map((id) => JSON.stringify({ id, address: '127.0.0.1', port: 1, weight: 1 }));
-  const node = new NativeNode(JSON.stringify(settings), specs[0], 1, Buffer.from(''), () => {});
+  const node = new NativeNode(JSON.stringify(settings), specs[0], 1, [], () => {});
   node.announce(specs[0], 1, false);
   for (const spec of specs.slice(1)) {
     node.add(spec);

@@ -169,17 +169,17 @@ export class Core {
    * @param {object} settings
    * @param {object} node
    * @param {number} incarnation
-   * @param {Uint8Array} secret
+   * @param {readonly Uint8Array[]} secrets
    * @param {CoreHandlers} handlers
    */
-  constructor(settings, node, incarnation, secret, handlers) {
+  constructor(settings, node, incarnation, secrets, handlers) {
     const { NativeNode } = loadNative();
     this.#handlers = handlers;
     this.#native = new NativeNode(
       JSON.stringify(settings),
       JSON.stringify(node),
       incarnation,
-      secret,
+      [...secrets],
       () => this.#drain(),
     );
     /** Index of a name's owner among the active members of the view taken last, or -1. */

@@ -4,9 +4,11 @@
  */
 
 import { createServer, STATUS_CODES } from 'node:http';
+import { createServer as createSecureServer } from 'node:https';
 import { connect as connectTls } from 'node:tls';
 import { connect as connectTcp, Socket } from 'node:net';
 
+import { TLS_HANDSHAKE, describe, describeTls, refusedCertificate, secureOptions } from './cluster-tls.js';
 import { SmartRouteError, codes } from './errors.js';
 import { LINK_PATH, PREFIX, isLoopback } from './options.js';
 
@@ -18,8 +20,11 @@ const pathOf = (request) => (request.url ?? '').split('?', 1)[0];
 
 /** @param {import('../index.js').ResolvedConfiguration} options */
 export function dialsThroughPipe(options) {
-  return options.linkTls !== undefined || forced('pipe');
+  return options.linkTls !== undefined || options.clusterTls !== undefined || forced('pipe');
 }
+
+/** Who connects to the listener of TLS has to say something, and to finish the handshake, within this. ms */
+const HANDSHAKE = 5_000;
 
 /** Whether this thread's event loop is to watch the links, where it can. */
 export const pollsLinks = () => !forced('tokio');
@@ -32,6 +37,8 @@ export class LinkSockets {
   #pipes = new Map();
   /** @type {import('node:http').Server | null} */
   #listener = null;
+  /** Connections to a listener of TLS; it knows only those that are past their handshake. @type {Set<import('node:net').Socket>} */
+  #greeted = new Set();
   #destroyed = false;
   #answer;
 
@@ -87,8 +94,14 @@ export class LinkSockets {
     this.#attach(this.#core.native.acceptPipe(first, loopback), socket);
   }
 
-  /** Pumps a socket's bytes through this thread. */
-  #attach(pipe, socket) {
+  /**
+   * Pumps a socket's bytes through this thread.
+   *
+   * @param {number} pipe
+   * @param {any} socket
+   * @param {import('./cluster-tls.js').Describe} [describeLoss]
+   */
+  #attach(pipe, socket, describeLoss = describe) {
     const { native } = this.#core;
     this.#pipes.set(pipe, socket);
     socket.setNoDelay?.(true);
@@ -96,12 +109,12 @@ export class LinkSockets {
     socket.on('data', (chunk) => {
       if (!native.pipeFeed(pipe, chunk)) socket.pause();
     });
-    // Of several addresses that failed, Node's error has the code and no message.
-    socket.on('error', (error) => this.#lost(pipe, error.message || error.code, error.code));
-    socket.on('close', () => this.#lost(pipe, 'the connection closed'));
+    socket.on('error', (error) => this.#lost(pipe, ...describeLoss(error)));
+    socket.on('close', () => this.#lost(pipe, ...describeLoss()));
     socket.resume();
   }
 
+  /** @param {number} pipe @param {string} reason @param {string} [code] */
   #lost(pipe, reason, code) {
     this.#pipes.get(pipe)?.destroy();
     this.#pipes.delete(pipe);
@@ -110,14 +123,16 @@ export class LinkSockets {
 
   /** The core wants a connection. @param {number} pipe @param {{ host: string, port: number }} target */
   dial(pipe, { host, port }) {
-    const { linkTls } = this.#options;
-    const socket = linkTls === undefined
-      ? connectTcp({ host, port })
-      : connectTls({ host, port, servername: hostName(host), ...linkTls });
-    this.#attach(pipe, socket);
-    socket.once(linkTls === undefined ? 'connect' : 'secureConnect', () => {
-      this.#core.native.pipeOpened(pipe);
-    });
+    const { linkTls, clusterTls } = this.#options;
+    const tls = clusterTls === undefined ? linkTls : secureOptions(clusterTls);
+    const opened = () => this.#core.native.pipeOpened(pipe);
+    if (tls === undefined) {
+      const socket = connectTcp({ host, port }).once('connect', opened);
+      this.#attach(pipe, socket);
+    } else {
+      const socket = connectTls({ host, port, servername: hostName(host), ...tls }).once('secureConnect', opened);
+      this.#attach(pipe, socket, describeTls(socket, clusterTls === undefined ? 'linkTls' : 'clusterTls'));
+    }
   }
 
   /** @param {number} pipe @param {Uint8Array} bytes */
@@ -148,9 +163,9 @@ export class LinkSockets {
    * @returns {Promise<number | undefined>} its port
    */
   async listen() {
-    const { linkPort, linkHost } = this.#options;
+    const { linkPort, linkHost, clusterTls } = this.#options;
     if (linkPort === undefined) return undefined;
-    const server = createServer(this.#answer);
+    const server = clusterTls === undefined ? this.#plainServer() : this.#secureServer(clusterTls);
     server.on('upgrade', (request, socket, head) => this.#take(request, socket, head));
     await new Promise((resolve, reject) => {
       server.once('error', (cause) => {
@@ -175,6 +190,78 @@ export class LinkSockets {
     return /** @type {import('node:net').AddressInfo} */ (server.address()).port;
   }
 
+  #plainServer() {
+    const server = createServer(this.#answer);
+    server.on('clientError', (error, socket) => {
+      const { rawPacket } = /** @type {Error & { rawPacket?: Buffer }} */ (error);
+      if (rawPacket?.[0] === TLS_HANDSHAKE) {
+        this.#refused(socket, "the peer's links use TLS (clusterTls or linkTls), this node's do not: set clusterTls on every node, or on none");
+      }
+      // Which is no TLS either, and tells the peer.
+      if (socket.writable) refuse(socket, 400, 'this is no request');
+      else socket.destroy();
+    });
+    return server;
+  }
+
+  /** @param {import('../index.js').ResolvedClusterTls} clusterTls */
+  #secureServer(clusterTls) {
+    const server = createSecureServer({ ...secureOptions(clusterTls), requestCert: true, handshakeTimeout: HANDSHAKE }, this.#answer);
+    server.on('tlsClientError', (error, socket) => {
+      const reason = refusedCertificate(error, socket);
+      if (reason !== undefined) this.#refused(socket, reason);
+    });
+    // In front of TLS: who speaks plaintext is told so in plaintext.
+    const secure = server.listeners('connection');
+    server.removeAllListeners('connection');
+    server.on('connection', (/** @type {any} */ socket) => {
+      this.#greet(socket, () => secure.forEach((take) => take.call(server, socket)));
+    });
+    return server;
+  }
+
+  /**
+   * Looks at the first byte of a connection.
+   *
+   * @param {import('node:net').Socket} socket
+   * @param {() => void} secure goes on with it as TLS
+   */
+  #greet(socket, secure) {
+    this.#greeted.add(socket);
+    // Node remembers an address that was asked for.
+    void socket.remoteAddress;
+    const hurry = setTimeout(() => socket.destroy(), HANDSHAKE);
+    const look = () => {
+      const first = socket.read(1);
+      if (first === null) return;
+      stop();
+      socket.unshift(first);
+      if (first[0] === TLS_HANDSHAKE) return secure();
+      this.#refused(socket, "this node's links use TLS (clusterTls), the peer's do not: set clusterTls on every node, or on none");
+      refuse(socket, 426, 'links of this node use TLS', 'Upgrade: TLS/1.3\r\nSmartRoute-Health: 1\r\n');
+    };
+    const stop = () => {
+      clearTimeout(hurry);
+      socket.off('readable', look).off('end', gone).off('error', gone);
+    };
+    const gone = () => {
+      stop();
+      socket.destroy();
+    };
+    socket.on('readable', look).on('end', gone).on('error', gone);
+    socket.once('close', () => {
+      stop();
+      this.#greeted.delete(socket);
+    });
+  }
+
+  /** Says whom this node turned away at its port for links. @param {any} socket @param {string} reason */
+  #refused(socket, reason) {
+    // One that TLS has closed knows its peer no more; the one below it remembers, see `#greet`.
+    const from = socket.remoteAddress ?? socket._parent?.remoteAddress ?? 'somebody';
+    this.#log.warn(`accept-tls ${from}`, `a link from ${from} was refused: ${reason}`);
+  }
+
   async destroy() {
     this.#destroyed = true;
     for (const socket of this.#pipes.values()) socket.destroy();
@@ -186,6 +273,7 @@ export class LinkSockets {
       listener.close(resolve);
       // Whoever connected and says nothing must not hold this up.
       listener.closeAllConnections();
+      for (const socket of this.#greeted) socket.destroy();
     });
   }
 }

@@ -12,6 +12,7 @@ import { inspect, types } from 'node:util';
 
 import { SmartRouteError, codes } from './errors.js';
 import { trustProxy } from './client-address.js';
+import { clusterTlsOption } from './cluster-tls.js';
 import { Redacted, prefixText, redisOption } from './redis-options.js';
 import {
   boolean,
@@ -35,6 +36,9 @@ import {
 
 /** Where the secret is looked for when the option is not set. */
 const SECRET_VARIABLE = 'SMARTROUTE_CLUSTER_SECRET';
+
+/** A secret, its successor, and room for a change of mind; src/link/secrets.rs. */
+const MOST_SECRETS = 4;
 
 /** Where the token of the management API is looked for when the option is not set. */
 const TOKEN_VARIABLE = 'SMARTROUTE_MANAGEMENT_TOKEN';
@@ -95,6 +99,7 @@ export const defaults = Object.freeze({
   linkPort: undefined,
   linkHost: undefined,
   linkTls: undefined,
+  clusterTls: undefined,
   trustProxy: undefined,
   serializeContext: undefined,
   deserializeContext: undefined,
@@ -170,6 +175,7 @@ export function resolveOptions(userOptions, env = process.env) {
     linkPort: option('linkPort', portOrAny),
     linkHost: option('linkHost', listeningHost),
     linkTls: option('linkTls', tlsOptions),
+    clusterTls: option('clusterTls', clusterTlsOption),
     trustProxy: option('trustProxy', trustProxy),
     serializeContext: option('serializeContext', synchronousFunction),
     deserializeContext: option('deserializeContext', synchronousFunction),
@@ -183,6 +189,7 @@ export function resolveOptions(userOptions, env = process.env) {
 
   requirePort(resolved, 'linkHost', 'linkPort');
   requirePort(resolved, 'probeHost', 'probePort');
+  requireOwnPort(resolved);
   requireToken(resolved);
   requirePair(resolved, 'serializeContext', 'deserializeContext');
   requirePair(resolved, 'deserializeContext', 'serializeContext');
@@ -291,20 +298,43 @@ function resolveMisroute(given) {
 }
 
 /**
+ * The secrets that are accepted, the one for new proofs first.
+ *
  * @param {unknown} secret
  * @param {Record<string, string | undefined>} env
+ * @returns {readonly Buffer[] | undefined}
  */
 function resolveSecret(secret, env) {
-  if (isSet(secret)) return secretBytes(secret);
+  if (isSet(secret)) return secretList(Array.isArray(secret) ? secret : [secret]);
   // An empty variable is how deployments say "none".
-  return env[SECRET_VARIABLE] ? secretBytes(env[SECRET_VARIABLE], ` in ${SECRET_VARIABLE}`) : undefined;
+  const text = env[SECRET_VARIABLE];
+  return text ? secretList(text.split(/\s*,\s*/), ` in ${SECRET_VARIABLE}`) : undefined;
+}
+
+/**
+ * @param {readonly unknown[]} values
+ * @param {string} [whence] for the error: a bad variable must not look like a bad option
+ */
+function secretList(values, whence = '') {
+  const name = 'clusterSecret';
+  if (values.length < 1 || values.length > MOST_SECRETS) {
+    throw wrong(name, `1 to ${MOST_SECRETS} secrets`, `${values.length}${whence}`);
+  }
+  // By index: `map` skips holes.
+  const secrets = Array.from({ length: values.length }, (_, index) =>
+    secretBytes(values[index], values.length === 1 ? name : `${name}[${index}]`, whence),
+  );
+  const twice = secrets.findIndex((one, index) => secrets.findIndex((other) => other.equals(one)) !== index);
+  if (twice !== -1) throw wrong(`${name}[${twice}]`, 'secrets that differ', `one that stands before it, too${whence}`);
+  return Object.freeze(secrets);
 }
 
 /**
  * @param {unknown} value
- * @param {string} [whence] for the error: a bad variable must not look like a bad option
+ * @param {string} name
+ * @param {string} whence
  */
-function secretBytes(value, whence = '') {
+function secretBytes(value, name, whence) {
   const isText = typeof value === 'string';
   // Text that is not well-formed would become replacement characters: fewer secrets than it seems.
   const long = isText
@@ -312,7 +342,7 @@ function secretBytes(value, whence = '') {
     : types.isUint8Array(value) && value.byteLength >= 16;
   if (!long) {
     throw wrong(
-      'clusterSecret',
+      name,
       'a well-formed string of at least 16 characters or a Buffer or Uint8Array of at least 16 bytes',
       `${kind(value)}${whence}`,
     );
@@ -352,6 +382,19 @@ function requireToken({ managementPort, managementHost, managementToken }) {
     'none',
     `Set managementToken, or the environment variable ${TOKEN_VARIABLE}, for example to the output of: openssl rand -hex 32`,
   );
+}
+
+/**
+ * At the public port clients would have to show a certificate of the cluster, too.
+ *
+ * @param {Pick<ResolvedConfiguration, 'clusterTls' | 'linkTls' | 'linkPort'>} options
+ */
+function requireOwnPort({ clusterTls, linkTls, linkPort }) {
+  if (clusterTls === undefined) return;
+  if (linkTls !== undefined) {
+    throw wrong('clusterTls', 'clusterTls or linkTls', 'both', 'linkTls is for a server of your own that speaks TLS; clusterTls needs no other.');
+  }
+  if (linkPort === undefined) throw wrong('linkPort', 'a port for links, because clusterTls is set', 'nothing');
 }
 
 /** @param {Record<string, unknown>} resolved @param {string} host @param {string} port */

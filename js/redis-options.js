@@ -424,7 +424,7 @@ function tlsFields(value, name) {
 }
 
 /** By its kind only: it may be a private key. @param {unknown} value @param {string} name @returns {string} */
-function pem(value, name) {
+export function pem(value, name) {
   const [only, ...more] = Array.isArray(value) ? value : [value];
   const text = types.isUint8Array(only) ? Buffer.from(only).toString('latin1') : only;
   if (more.length === 0 && typeof text === 'string' && text.includes('-----BEGIN ')) return text;

@@ -304,13 +304,13 @@ export class SmartRoute extends EventEmitter {
       pingInterval: healthCheck.interval,
       linkPatience: healthCheck.interval + healthCheck.timeout * healthCheck.retries,
       dialThroughPipe: dialsThroughPipe(this.#options),
+      clusterTls: this.#options.clusterTls !== undefined,
       pollLinks: pollsLinks(),
       syncInterval: this.#options.syncInterval,
       redis: registry?.settings ?? null,
       sharedSecret: registry !== undefined && this.#options.clusterSecret === undefined,
     };
-    const secret = this.#options.clusterSecret ?? Buffer.alloc(0);
-    const core = new Core(settings, this.#self(), this.#incarnation, secret, {
+    const core = new Core(settings, this.#self(), this.#incarnation, this.#options.clusterSecret ?? [], {
       opened: (link, stream) => this.#owner.opened(link, stream),
       linkUp: (link, { node, accepted }) => {
         if (!accepted) this.#doors?.linkUp(link, node);

@@ -80,7 +80,7 @@ pub async fn check(
         path: &settings.health_check.path,
         node: peer,
         cluster: &settings.cluster_name,
-        secret: &identity.secret,
+        secrets: &identity.secrets,
         stall: Duration::from_millis(settings.stall_timeout),
     };
     let limit = Duration::from_millis(settings.health_check.timeout);

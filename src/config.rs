@@ -38,6 +38,9 @@ pub struct Settings {
     pub link_patience: u64,
     /// Links are dialed through JavaScript's sockets (TLS, or no descriptors).
     pub dial_through_pipe: bool,
+    /// `clusterTls` is set: links are TLS with certificates on both sides, which is JavaScript's to do.
+    #[serde(default)]
+    pub cluster_tls: bool,
     /// Links are read on the JavaScript thread where its event loop can watch them.
     #[serde(default)]
     pub poll_links: bool,

@@ -790,6 +790,7 @@ mod tests {
     use super::*;
     use crate::cluster::right::Right;
     use crate::link::auth::tests::identity;
+    use crate::link::secrets::Secrets;
 
     #[tokio::test]
     async fn a_coordinator_that_panics_leaves_no_right_to_serve() {
@@ -805,7 +806,7 @@ mod tests {
         let own = identity("a", "").node;
         let settings = serde_json::from_value(settings).unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let (core, _commands) = Core::new(settings, own, Vec::new(), runtime);
+        let (core, _commands) = Core::new(settings, own, Secrets::new([""]), runtime);
         // As membership without leases does.
         core.right.store(Arc::new(Right::unlimited()));
         supervise(Arc::clone(&core), async {}).await;

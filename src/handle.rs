@@ -30,6 +30,7 @@ use crate::link::mux::{Side, Sink, close};
 use crate::link::pipe::{Pipe, PipeEvents};
 #[cfg(target_os = "linux")]
 use crate::link::readiness::Readiness;
+use crate::link::secrets::Secrets;
 use crate::link::upgrade::{self, UpgradeError};
 use crate::store::counters::Counters;
 use crate::store::model::PINS;
@@ -186,7 +187,7 @@ impl Core {
     pub fn new(
         settings: Settings,
         node: Member,
-        secret: Vec<u8>,
+        secrets: Secrets,
         runtime: Runtime,
     ) -> (Arc<Self>, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(256);
@@ -196,11 +197,12 @@ impl Core {
             virtual_nodes: settings.virtual_nodes,
             enforce_routing: settings.enforce_routing,
             membership: settings.redis.as_ref().map_or("peers", |_| "redis").into(),
+            cluster_tls: settings.cluster_tls,
         };
         let identity = Identity {
             node,
             agreement,
-            secret,
+            secrets,
         };
         let core = Arc::new(Self {
             settings,

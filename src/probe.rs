@@ -19,8 +19,9 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::health::Verdict;
-use crate::link::auth::{Identity, PROOF, hex, keyed, proves, unhex};
+use crate::link::auth::Identity;
 use crate::link::connection::{Reader, Writer};
+use crate::link::secrets::{MAX_SECRETS, PROOF, Secret, Secrets, hex, unhex};
 
 /// Header that every answer of a health endpoint has: stock Hocuspocus answers 200 to any path.
 pub const MARK: &str = "SmartRoute-Health";
@@ -49,8 +50,8 @@ pub struct Target<'a> {
     pub node: &'a str,
     /// Cluster it should belong to.
     pub cluster: &'a str,
-    /// The cluster secret; empty where none is configured.
-    pub secret: &'a [u8],
+    /// The cluster's secrets.
+    pub secrets: &'a Secrets,
     /// A peer whose JavaScript has not turned for so long is down.
     pub stall: Duration,
 }
@@ -202,12 +203,23 @@ pub async fn connect(address: &str, port: u16) -> Result<TcpStream, Failure> {
     Err(failure.unwrap_or_else(|| Failure::Dns("the name has no address".into())))
 }
 
+/// The query of a question: one proof for each secret, the oldest first, because an endpoint of a
+/// version that knows one secret only reads the first.
+fn query(secrets: &Secrets, nonce: &str) -> String {
+    let prove = |secret: &Secret| hex(&secret.prove(ASK, &[nonce.as_bytes()]));
+    let proofs = secrets.iter().rev().map(prove);
+    proofs.fold(format!("nonce={nonce}"), |query, proof| {
+        format!("{query}&proof={proof}")
+    })
+}
+
 async fn ask(target: Target<'_>, mut reader: Reader, writer: &Writer) -> Result<Alive, Failure> {
     let nonce = hex(&rand::random::<[u8; PROOF]>());
-    let proof = hex(&keyed(target.secret, ASK, &[nonce.as_bytes()]));
     let request = format!(
-        "GET {}?nonce={nonce}&proof={proof} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: application/json\r\n\r\n",
-        target.path, target.authority,
+        "GET {}?{} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nAccept: application/json\r\n\r\n",
+        target.path,
+        query(target.secrets, &nonce),
+        target.authority,
     );
     let failed = |error: io::Error| Failure::from_io(&error);
     writer.write_all(request.as_bytes()).await.map_err(failed)?;
@@ -273,6 +285,10 @@ fn read_head(buffer: &[u8]) -> Result<Option<Head>, Failure> {
         (200, _) => {}
         (403, _) => return Err(Failure::Secret),
         (404, _) => return Err(Failure::Unwilling(404, "its linkPort answers checks")),
+        (426, _) => {
+            let why = "its links use TLS (clusterTls), this node's do not";
+            return Err(Failure::Unwilling(426, why));
+        }
         (503, _) => return Err(Failure::Unwilling(503, "it is starting or shutting down")),
         (other, _) => return Err(Failure::Unwilling(other, "no health answer")),
     }
@@ -295,7 +311,13 @@ fn judge(
 ) -> Result<Alive, Failure> {
     let parts = [nonce.as_bytes(), body];
     // Compared in time that does not depend on where they differ.
-    if !proof.is_some_and(|proof| proves(target.secret, ANSWER, &parts, proof)) {
+    let by = |proof| {
+        target
+            .secrets
+            .iter()
+            .any(|one| one.proves(ANSWER, &parts, proof))
+    };
+    if !proof.is_some_and(by) {
         return Err(Failure::Secret);
     }
     let bad = |detail: String| Failure::BadAnswer(detail);
@@ -334,25 +356,34 @@ pub struct Answer {
 /// secret learns more than that SmartRoute is there.
 #[must_use]
 pub fn answer(identity: &Identity, query: &str, loop_age: Duration) -> Answer {
-    let value = |name: &str| {
+    let values = |name: &'static str| {
         query
             .split('&')
-            .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+            .filter_map(move |pair| pair.strip_prefix(name)?.strip_prefix('='))
     };
     let bare = |status| Answer {
         status,
         body: r#"{"smartroute":1}"#.into(),
         proof: None,
     };
-    let (Some(nonce), Some(proof)) = (value("nonce"), value("proof")) else {
+    let proofs: Vec<_> = values("proof")
+        .take(MAX_SECRETS)
+        .map(|proof| unhex(proof.as_bytes()).unwrap_or_default())
+        .collect();
+    let nonce = values("nonce").next();
+    let Some(nonce) = nonce.filter(|_| !proofs.is_empty()) else {
         // A person, or a liveness probe.
         return bare(200);
     };
-    let secret = &identity.secret;
-    let proof = unhex(proof.as_bytes()).unwrap_or_default();
-    if nonce.len() != 2 * PROOF || !proves(secret, ASK, &[nonce.as_bytes()], &proof) {
+    let proved = |secret: &&Secret| {
+        let parts = [nonce.as_bytes()];
+        proofs.iter().any(|proof| secret.proves(ASK, &parts, proof))
+    };
+    // The newest that both know, as on a link.
+    let secret = identity.secrets.iter().find(proved);
+    let Some(secret) = secret.filter(|_| nonce.len() == 2 * PROOF) else {
         return bare(403);
-    }
+    };
     let body = Body {
         node: identity.node.id.clone(),
         cluster: identity.agreement.cluster_name.clone(),
@@ -360,7 +391,7 @@ pub fn answer(identity: &Identity, query: &str, loop_age: Duration) -> Answer {
         loop_age: u64::try_from(loop_age.as_millis()).unwrap_or(u64::MAX),
     };
     let body = serde_json::to_string(&body).expect("it has string keys only");
-    let proof = keyed(secret, ANSWER, &[nonce.as_bytes(), body.as_bytes()]);
+    let proof = secret.prove(ANSWER, &[nonce.as_bytes(), body.as_bytes()]);
     Answer {
         status: 200,
         proof: Some(hex(&proof)),
@@ -388,8 +419,7 @@ mod tests {
     }
 
     fn query(secret: &str) -> String {
-        let proof = hex(&keyed(secret.as_bytes(), ASK, &[NONCE.as_bytes()]));
-        format!("nonce={NONCE}&proof={proof}")
+        super::query(&Secrets::new([secret]), NONCE)
     }
 
     /// The wire format: a change breaks checks between versions. The digits are those of Python's
@@ -420,12 +450,18 @@ mod tests {
             proof: None,
         };
         let zero = format!("nonce={NONCE}&proof={}", "0".repeat(64));
-        let short = format!("nonce=00&proof={}", hex(&keyed(b"secret", ASK, &[b"00"])));
+        let short = super::query(&Secrets::new(["secret"]), "00");
+        let late = format!(
+            "nonce={NONCE}{}&{}",
+            "&proof=00".repeat(MAX_SECRETS),
+            &query("secret")[71..]
+        );
         let cases = [
             ("", 200),
             ("proof=00", 200),
             (zero.as_str(), 403),
             (short.as_str(), 403),
+            (late.as_str(), 403),
             ("nonce=&proof=", 403),
             ("nonce=zz&proof=zz", 403),
             (&query("another"), 403),
@@ -440,13 +476,13 @@ mod tests {
         }
     }
 
-    fn target(secret: &str) -> Target<'_> {
+    fn target(secrets: &Secrets) -> Target<'_> {
         Target {
             authority: "x:80",
             path: "/.smartroute/health",
             node: "node-1",
             cluster: "test",
-            secret: secret.as_bytes(),
+            secrets,
             stall: Duration::from_secs(10),
         }
     }
@@ -459,7 +495,12 @@ mod tests {
             unhex(answer.proof.unwrap().as_bytes()).unwrap(),
         );
         let judged = |secret: &str, nonce: &str, body: &str, proof: Option<&[u8]>| {
-            judge(target(secret), nonce, proof, body.as_bytes())
+            judge(
+                target(&Secrets::new([secret])),
+                nonce,
+                proof,
+                body.as_bytes(),
+            )
         };
         assert!(judged("secret", NONCE, &body, Some(&proof)).is_ok());
         let younger = body.replace(r#""loopAge":0"#, r#""loopAge":1"#);
@@ -473,6 +514,39 @@ mod tests {
         ] {
             assert_eq!(result, Err(Failure::Secret));
         }
+    }
+
+    #[test]
+    fn while_secrets_are_exchanged_one_in_common_is_enough() {
+        for (asker, endpoint, by) in [
+            (vec!["new", "old"], vec!["old"], Some("old")),
+            (vec!["old"], vec!["new", "old"], Some("old")),
+            (vec!["new", "old"], vec!["new", "old"], Some("new")),
+            (vec!["new"], vec!["old"], None),
+            (vec!["new", "old"], vec!["third", "fourth"], None),
+        ] {
+            let (asker, mut identity) = (Secrets::new(asker), identity(""));
+            identity.secrets = Secrets::new(endpoint);
+            let answer = answer(&identity, &super::query(&asker, NONCE), Duration::ZERO);
+            let Some(by) = by else {
+                assert_eq!((answer.status, answer.proof), (403, None));
+                continue;
+            };
+            let proof = unhex(answer.proof.unwrap().as_bytes());
+            let judged = |secrets| {
+                judge(
+                    target(secrets),
+                    NONCE,
+                    proof.as_deref(),
+                    answer.body.as_bytes(),
+                )
+            };
+            assert!(judged(&asker).is_ok());
+            assert!(judged(&Secrets::new([by])).is_ok(), "{by}");
+        }
+        // The endpoint of a version with one secret reads the first proof only.
+        let asked = super::query(&Secrets::new(["new", "old"]), NONCE);
+        assert!(asked.starts_with(&query("old")) && asked.len() > query("old").len());
     }
 
     #[test]

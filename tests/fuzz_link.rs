@@ -19,6 +19,7 @@ use smartroute::link::frame::{self, CHUNK, Frame, FrameError, MAX_FRAME, MULTICA
 use smartroute::link::mux::{
     LINK_QUEUE, Mux, OUT_HIGH, STREAM_QUEUE, Side, Sink, Violation, WINDOW,
 };
+use smartroute::link::secrets::Secrets;
 
 /// Counts the bytes that the current thread holds, so that tests beside this one do not matter.
 struct Counting;
@@ -577,8 +578,9 @@ fn identity(id: &str) -> Identity {
             virtual_nodes: 150,
             enforce_routing: true,
             membership: "peers".into(),
+            cluster_tls: false,
         },
-        secret: b"secret".to_vec(),
+        secrets: Secrets::new(["secret"]),
     }
 }
 

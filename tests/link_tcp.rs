@@ -14,6 +14,7 @@ use smartroute::link::auth::{Acceptor, Dialer, Identity, Refusal, RefusalCode};
 use smartroute::link::connection::Link;
 use smartroute::link::frame::{self, CHUNK, Frame, MAX_FRAME, MAX_HANDSHAKE_FRAME};
 use smartroute::link::mux::{OUT_HIGH, WINDOW, close};
+use smartroute::link::secrets::Secrets;
 use smartroute::link::upgrade::TIMEOUT;
 use support::*;
 use tokio::io::AsyncWriteExt;
@@ -828,19 +829,25 @@ async fn a_peer_that_claims_anothers_id_is_refused_and_the_other_stays() {
 
     // Somebody without the secret, as `a` to the last bit.
     let mut forged = a.identity();
-    forged.secret = b"guess".to_vec();
-    assert_eq!(refused_by(&b, &forged).await, RefusalCode::Secret);
+    forged.secrets = Secrets::new(["guess"]);
+    assert_eq!(refused_by(&b, &forged, "guess").await, RefusalCode::Secret);
     // Another node of the cluster that was given the same id.
     let mut twin = a.identity();
     twin.node.incarnation = 2;
-    assert_eq!(refused_by(&b, &twin).await, RefusalCode::IdTaken);
+    assert_eq!(refused_by(&b, &twin, SECRET).await, RefusalCode::IdTaken);
     // A copy to the last bit, with the secret: the one that is linked stays.
-    assert_eq!(refused_by(&b, &a.identity()).await, RefusalCode::IdTaken);
+    assert_eq!(
+        refused_by(&b, &a.identity(), SECRET).await,
+        RefusalCode::IdTaken
+    );
     // The id of the node it dials.
     let mut twin = b.identity();
     twin.node.incarnation = 2;
-    assert_eq!(refused_by(&b, &twin).await, RefusalCode::IdTaken);
-    assert_eq!(refused_by(&b, &b.identity()).await, RefusalCode::OwnNode);
+    assert_eq!(refused_by(&b, &twin, SECRET).await, RefusalCode::IdTaken);
+    assert_eq!(
+        refused_by(&b, &b.identity(), SECRET).await,
+        RefusalCode::OwnNode
+    );
     b.refused(5).await;
     for event in &b.events[known..] {
         assert!(matches!(event, Event::Log { .. }), "{event:?}");
@@ -870,7 +877,7 @@ async fn whoever_comes_in_the_place_of_a_peer_that_is_gone_ends_what_is_left_of_
 
 /// The refusal of `node` to a dialer that ignores the acceptor's proof, so that the node's own
 /// judgement counts.
-async fn refused_by(node: &Node, identity: &Identity) -> RefusalCode {
+async fn refused_by(node: &Node, identity: &Identity, secret: &str) -> RefusalCode {
     let mut raw = Raw::upgraded(node.port).await;
     let dialer = Dialer::new(identity, node.id, rand::random());
     raw.frames(&[Frame::Hello(dialer.hello())]).await;
@@ -878,16 +885,16 @@ async fn refused_by(node: &Node, identity: &Identity) -> RefusalCode {
     let Frame::Challenge(challenge) = frame::decode(&body).unwrap() else {
         panic!("{body:?}");
     };
-    let proof = forge(identity, dialer.hello(), challenge);
+    let proof = forge(secret, dialer.hello(), challenge);
     raw.frames(&[Frame::Auth(&proof), Frame::Open { stream: 1 }])
         .await;
     raw.closed().await.expect("a reason").code
 }
 
 /// Proof B as `docs/PROTOCOL.md` gives it, whatever the acceptor proved.
-fn forge(identity: &Identity, hello: &[u8], challenge: &[u8]) -> Vec<u8> {
+fn forge(secret: &str, hello: &[u8], challenge: &[u8]) -> Vec<u8> {
     use hmac::{Hmac, Mac};
-    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&identity.secret).unwrap();
+    let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     for part in [b"smartroute-link-1 dialer", hello, &challenge[32..]] {
         mac.update(&(part.len() as u64).to_be_bytes());
         mac.update(part);
@@ -1112,7 +1119,7 @@ async fn a_dialer_survives_whatever_answers() {
     // Acceptors that go through the motions, with something wrong with them.
     let right = stranger(&a, "evil");
     let mut ignorant = right.clone();
-    ignorant.secret = b"guess".to_vec();
+    ignorant.secrets = Secrets::new(["guess"]);
     let mut other = right.clone();
     other.node.id = "somebody else".into();
     let mut unlike = right.clone();

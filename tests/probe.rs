@@ -4,14 +4,15 @@
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use smartroute::checker::Report;
 use smartroute::cluster::health::{Change, State};
 use smartroute::handle::Command;
 use smartroute::link::connection::split_tcp;
+use smartroute::link::secrets::Secrets;
 use smartroute::probe::{self, Alive, Answer, Failure, MARK, PROOF_HEADER, Target};
 use support::{Event, Fake, Node, Raw, SECRET, member, settings, within};
 use tokio::net::TcpListener;
@@ -19,14 +20,16 @@ use tokio::time::{Instant, sleep};
 
 const LIMIT: Duration = Duration::from_millis(500);
 
-const TARGET: Target<'_> = Target {
+static SECRETS: LazyLock<Secrets> = LazyLock::new(|| Secrets::new([SECRET]));
+
+static TARGET: LazyLock<Target<'static>> = LazyLock::new(|| Target {
     authority: "127.0.0.1:80",
     path: "/.smartroute/health",
     node: "b",
     cluster: "test",
-    secret: SECRET.as_bytes(),
+    secrets: &SECRETS,
     stall: Duration::from_secs(10),
-};
+});
 
 /// Whatever happens, a check ends in its time.
 async fn check(target: Target<'_>, address: &str, port: u16) -> Result<Alive, Failure> {
@@ -59,7 +62,7 @@ where
 }
 
 async fn says(bytes: impl AsRef<[u8]>) -> Result<Alive, Failure> {
-    against(TARGET, async |mut raw, _| raw.write(bytes.as_ref()).await).await
+    against(*TARGET, async |mut raw, _| raw.write(bytes.as_ref()).await).await
 }
 
 fn query(head: &str) -> &str {
@@ -93,7 +96,7 @@ async fn node_says(
     identity.node = member(id, 80);
     identity.node.incarnation = u64::MAX;
     identity.agreement.cluster_name = cluster.into();
-    identity.secret = secret.into();
+    identity.secrets = Secrets::new([secret]);
     against(target, async |mut raw, head| {
         let answer = probe::answer(&identity, query(&head), loop_age);
         raw.write(response(&answer).as_bytes()).await;
@@ -104,7 +107,7 @@ async fn node_says(
 #[tokio::test]
 async fn a_node_that_is_who_it_should_be_passes() {
     let loop_age = Duration::from_millis(7);
-    let alive = node_says(TARGET, "b", "test", SECRET, loop_age)
+    let alive = node_says(*TARGET, "b", "test", SECRET, loop_age)
         .await
         .unwrap();
     let incarnation = u64::MAX;
@@ -116,8 +119,8 @@ async fn a_node_that_is_who_it_should_be_passes() {
         }
     );
     let open = Target {
-        secret: b"",
-        ..TARGET
+        secrets: &Secrets::new([""]),
+        ..*TARGET
     };
     assert!(node_says(open, "b", "test", "", loop_age).await.is_ok());
 }
@@ -146,7 +149,7 @@ async fn another_node_another_cluster_another_secret_and_a_stall_are_told_apart(
         ),
     ];
     for (id, cluster, secret, loop_age, failure) in cases {
-        let result = node_says(TARGET, id, cluster, secret, loop_age).await;
+        let result = node_says(*TARGET, id, cluster, secret, loop_age).await;
         assert_eq!(result, Err(failure));
     }
 }
@@ -155,7 +158,7 @@ async fn another_node_another_cluster_another_secret_and_a_stall_are_told_apart(
 async fn an_answer_cannot_be_played_again_or_posed() {
     let identity = Node::start("b").await.identity();
     let recorded = std::sync::Mutex::new(String::new());
-    let first = against(TARGET, async |mut raw, head| {
+    let first = against(*TARGET, async |mut raw, head| {
         let answer = response(&probe::answer(&identity, query(&head), Duration::ZERO));
         raw.write(answer.as_bytes()).await;
         *recorded.lock().unwrap() = answer;
@@ -177,18 +180,18 @@ async fn an_answer_cannot_be_played_again_or_posed() {
 async fn nobody_listens() {
     let port = Fake::bind().await.port;
     assert_eq!(
-        check(TARGET, "127.0.0.1", port).await,
+        check(*TARGET, "127.0.0.1", port).await,
         Err(Failure::Refused)
     );
     assert_eq!(
-        check(TARGET, "localhost", port).await,
+        check(*TARGET, "localhost", port).await,
         Err(Failure::Refused)
     );
 }
 
 #[tokio::test]
 async fn a_name_without_an_address() {
-    let result = check(TARGET, "no-such-host.invalid", 80).await;
+    let result = check(*TARGET, "no-such-host.invalid", 80).await;
     // Where the resolver itself hangs, the time is up first.
     let expected = matches!(result, Err(Failure::Dns(_) | Failure::NotConnected(LIMIT)));
     assert!(expected, "{result:?}");
@@ -208,15 +211,15 @@ async fn a_full_backlog_connects_nobody() {
         held.push(connected.unwrap());
         assert!(held.len() < 64, "the backlog never fills");
     }
-    let result = check(TARGET, "127.0.0.1", address.port()).await;
+    let result = check(*TARGET, "127.0.0.1", address.port()).await;
     assert_eq!(result, Err(Failure::NotConnected(LIMIT)));
 }
 
 #[tokio::test]
 async fn a_process_that_accepts_and_is_silent_or_drips() {
-    let silent = against(TARGET, async |_raw, _| std::future::pending().await).await;
+    let silent = against(*TARGET, async |_raw, _| std::future::pending().await).await;
     assert_eq!(silent, Err(Failure::NoAnswer(LIMIT)));
-    let dripping = against(TARGET, async |mut raw, _| {
+    let dripping = against(*TARGET, async |mut raw, _| {
         for byte in format!("HTTP/1.1 200 OK\r\n{MARK}: 1\r\nContent-Length: 4000\r\n\r\n").bytes()
         {
             raw.write(&[byte]).await;
@@ -229,21 +232,21 @@ async fn a_process_that_accepts_and_is_silent_or_drips() {
 
 #[tokio::test]
 async fn a_reset_and_an_early_end_are_told_apart() {
-    let reset = against(TARGET, async |raw, _| {
+    let reset = against(*TARGET, async |raw, _| {
         #[allow(deprecated, reason = "zero never blocks: it sends a reset")]
         raw.socket.set_linger(Some(Duration::ZERO)).unwrap();
     })
     .await;
     assert_eq!(reset, Err(Failure::Reset));
-    let closed = against(TARGET, async |raw, _| drop(raw)).await;
+    let closed = against(*TARGET, async |raw, _| drop(raw)).await;
     assert!(matches!(closed, Err(Failure::Unreachable(_))), "{closed:?}");
     let half = format!("HTTP/1.1 200 OK\r\n{MARK}: 1\r\nContent-Length: 40\r\n\r\n{{");
-    let short = against(TARGET, async |mut raw, _| {
+    let short = against(*TARGET, async |mut raw, _| {
         raw.write(half.as_bytes()).await;
         std::future::pending().await
     });
     assert_eq!(short.await, Err(Failure::NoAnswer(LIMIT)));
-    let cut = against(TARGET, async |mut raw, _| {
+    let cut = against(*TARGET, async |mut raw, _| {
         raw.write(half.as_bytes()).await;
         drop(raw);
     });
@@ -267,7 +270,7 @@ async fn other_servers_are_named_as_such() {
 
 #[tokio::test]
 async fn answers_that_are_too_much_or_too_little() {
-    let endless = against(TARGET, async |mut raw, _| {
+    let endless = against(*TARGET, async |mut raw, _| {
         raw.write(b"HTTP/1.1 200 OK\r\n").await;
         for _ in 0..1_000 {
             raw.write(format!("X: {}\r\n", "x".repeat(4_000)).as_bytes())

@@ -50,6 +50,7 @@ const everything: SmartRouteConfiguration = {
   linkPort: 9000,
   linkHost: '0.0.0.0',
   linkTls: { ca: 'PEM', rejectUnauthorized: true },
+  clusterTls: { ca: ['PEM', new Uint8Array()], cert: 'PEM', key: 'PEM', passphrase: null },
   trustProxy: ['loopback', '10.0.0.0/8'],
   serializeContext: (context) => JSON.stringify(context),
   deserializeContext: (text) => JSON.parse(text),
@@ -66,7 +67,7 @@ new SmartRoute();
 new SmartRoute(null);
 new SmartRoute({ nodeId: null, clusterNodes: null, redis: null, trustProxy: null });
 new SmartRoute({ redis: { sentinels: [{ host: 'one' }], name: 'main', tls: { ca: ['PEM'] } }, trustProxy: 2 });
-new SmartRoute({ redis: new Redis({}).pub, clusterSecret: new Uint8Array(16), trustProxy: true });
+new SmartRoute({ redis: new Redis({}).pub, clusterSecret: ['sixteen characters', new Uint8Array(16)], trustProxy: true });
 
 const smartRoute = new SmartRoute(everything);
 const server = new Server({ extensions: [smartRoute, new Redis({ host: '127.0.0.1', port: 6379 })] });

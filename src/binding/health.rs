@@ -30,6 +30,8 @@ pub fn error_kind(code: Option<&str>) -> ErrorKind {
     match code {
         Some("ECONNREFUSED") => ErrorKind::ConnectionRefused,
         Some("ECONNRESET") => ErrorKind::ConnectionReset,
+        // `js/cluster-tls.js` says so, and why.
+        Some("TLS") => ErrorKind::InvalidData,
         Some("ENOTFOUND" | "EAI_AGAIN" | "EAI_NODATA") => ErrorKind::NotFound,
         _ => ErrorKind::Other,
     }

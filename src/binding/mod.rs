@@ -11,7 +11,7 @@ mod poll;
 
 use std::sync::{Arc, OnceLock};
 
-use napi::bindgen_prelude::{ArrayBuffer, Function, Unknown};
+use napi::bindgen_prelude::{ArrayBuffer, Function, Uint8Array, Unknown};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi::{Env, JsValue};
 use napi_derive::napi;
@@ -26,6 +26,7 @@ use crate::handle::{Command, Core};
 use crate::link::connection::Link;
 use crate::link::frame::clip;
 use crate::link::mux::Side;
+use crate::link::secrets::Secrets;
 use crate::migrations::Migrations;
 
 /// Kinds of staged records; `js/core.js` writes them.
@@ -76,14 +77,14 @@ impl NativeNode {
         settings: String,
         node: String,
         incarnation: f64,
-        secret: &[u8],
+        secrets: Vec<Uint8Array>,
         wake: Function<(), ()>,
     ) -> napi::Result<Self> {
         let settings: Settings = parse(&settings)?;
         let node: NodeSpec = parse(&node)?;
         let runtime = runtime()?;
         let member = node.into_member(incarnation as u64);
-        let (core, commands) = Core::new(settings, member, secret.to_vec(), runtime.clone());
+        let (core, commands) = Core::new(settings, member, Secrets::new(secrets), runtime.clone());
         #[cfg(target_os = "linux")]
         let poll = if core.settings.poll_links {
             poll::Poll::start(&env, &core, wake.raw())

@@ -448,7 +448,7 @@ impl Coordinator {
     /// there.
     pub(super) fn dial_members(&mut self) {
         let identity = self.core.identity.load_full();
-        let secretless = self.core.settings.shared_secret && identity.secret.is_empty();
+        let secretless = self.core.settings.shared_secret && !identity.secrets.are_set();
         if self.leases.is_none() || secretless {
             // Every link would be refused, and the refusals told as errors.
             return;

@@ -10,16 +10,17 @@
 //! ```
 //! Proof A and B are HMAC-SHA256 over a label and both JSON texts, each with a fresh 32-byte nonce
 //! in it: neither can be replayed, and neither can be reflected as the other.
+//!
+//! Where a node knows several secrets, HELLO has a key for each, and the acceptor proves the newest
+//! that both know. Nobody on the way can make it an older one: the keys are part of what is proved.
 
-use hmac::{Hmac, Mac};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
 
 use super::frame::PROTOCOL;
+pub use super::secrets::PROOF;
+pub(crate) use super::secrets::hex;
+use super::secrets::{Secret, Secrets};
 use crate::cluster::view::Member;
-
-/// Length of a proof in bytes.
-pub const PROOF: usize = 32;
 
 /// What two nodes must agree on before they may share a ring.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct Agreement {
     /// Where the member list is kept: `redis` or `peers`.
     #[serde(default)]
     pub membership: String,
+    /// Whether `clusterTls` is set. Left out where it is not, as by versions that do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cluster_tls: bool,
 }
 
 impl Agreement {
@@ -64,9 +68,18 @@ impl Agreement {
                 self.membership.clone(),
                 theirs.membership.clone(),
             ),
+            (
+                "clusterTls",
+                set(self.cluster_tls).into(),
+                set(theirs.cluster_tls).into(),
+            ),
         ];
         pairs.into_iter().find(|(_, ours, theirs)| ours != theirs)
     }
+}
+
+fn set(option: bool) -> &'static str {
+    if option { "set" } else { "not set" }
 }
 
 /// The dialer's first word.
@@ -82,6 +95,9 @@ pub struct Hello {
     pub nonce: String,
     /// Its ring parameters.
     pub agreement: Agreement,
+    /// One for each secret it knows; 16 hexadecimal digits that mean something to who knows it, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
 }
 
 /// The acceptor's answer.
@@ -153,8 +169,8 @@ pub struct Identity {
     pub node: Member,
     /// Its ring parameters.
     pub agreement: Agreement,
-    /// The cluster secret; empty where none is configured.
-    pub secret: Vec<u8>,
+    /// The cluster's secrets.
+    pub secrets: Secrets,
 }
 
 /// A handshake from the dialer's side.
@@ -169,12 +185,14 @@ impl<'a> Dialer<'a> {
     /// Starts a handshake with the node `to`.
     #[must_use]
     pub fn new(identity: &'a Identity, to: &'a str, nonce: [u8; 32]) -> Self {
+        let nonce = hex(&nonce);
         let hello = Hello {
             protocol: PROTOCOL,
             node: identity.node.clone(),
             to: to.to_owned(),
-            nonce: hex(&nonce),
             agreement: identity.agreement.clone(),
+            keys: identity.secrets.keys(&nonce),
+            nonce,
         };
         Self {
             identity,
@@ -199,14 +217,10 @@ impl<'a> Dialer<'a> {
             .ok_or_else(|| malformed("CHALLENGE is too short"))?;
         let challenge: Challenge =
             serde_json::from_slice(text).map_err(|error| malformed(&error.to_string()))?;
-        verify(
-            &self.identity.secret,
-            ACCEPTOR,
-            &self.hello,
-            text,
-            proof,
-            &challenge.node.id,
-        )?;
+        let parts = [&self.hello[..], text];
+        let proved = |secret: &&Secret| secret.proves(ACCEPTOR, &parts, proof);
+        let secret = self.identity.secrets.iter().find(proved);
+        let secret = secret.ok_or_else(|| unproved(&challenge.node.id))?;
         let own = &self.identity.node;
         if challenge.node.id == own.id && challenge.node.incarnation == own.incarnation {
             return Err(own_node(self.to, &own.id));
@@ -224,8 +238,7 @@ impl<'a> Dialer<'a> {
                 ),
             ));
         }
-        let proof = prove(&self.identity.secret, DIALER, &self.hello, text);
-        Ok((challenge, proof))
+        Ok((challenge, secret.prove(DIALER, &parts)))
     }
 }
 
@@ -233,6 +246,8 @@ impl<'a> Dialer<'a> {
 #[derive(Debug)]
 pub struct Acceptor<'a> {
     identity: &'a Identity,
+    /// The secret of this link.
+    secret: &'a Secret,
     hello: Vec<u8>,
     challenge: Vec<u8>,
     /// What the dialer said of itself. To be believed only after [`Acceptor::finish`].
@@ -265,8 +280,11 @@ impl<'a> Acceptor<'a> {
             nonce: hex(&nonce),
             agreement: identity.agreement.clone(),
         });
+        let secrets = &identity.secrets;
+        let shared = secrets.shared(&peer.keys, &peer.nonce);
         Ok(Self {
             identity,
+            secret: shared.unwrap_or_else(|| secrets.oldest()),
             hello: body.to_vec(),
             challenge,
             peer,
@@ -277,12 +295,8 @@ impl<'a> Acceptor<'a> {
     /// Body of the CHALLENGE frame.
     #[must_use]
     pub fn challenge(&self) -> Vec<u8> {
-        let proof = prove(
-            &self.identity.secret,
-            ACCEPTOR,
-            &self.hello,
-            &self.challenge,
-        );
+        let parts = [&self.hello[..], &self.challenge];
+        let proof = self.secret.prove(ACCEPTOR, &parts);
         [&proof[..], &self.challenge].concat()
     }
 
@@ -292,14 +306,10 @@ impl<'a> Acceptor<'a> {
     /// A [`Refusal`] that names the difference.
     pub fn finish(&self, proof: &[u8]) -> Result<(), Refusal> {
         let own = &self.identity.node;
-        verify(
-            &self.identity.secret,
-            DIALER,
-            &self.hello,
-            &self.challenge,
-            proof,
-            &self.peer.node.id,
-        )?;
+        let parts = [&self.hello[..], &self.challenge];
+        if !self.secret.proves(DIALER, &parts, proof) {
+            return Err(self.unproved());
+        }
         if self.peer.node.id == own.id {
             return Err(if self.peer.node.incarnation == own.incarnation {
                 own_node(&self.peer.to, &own.id)
@@ -319,6 +329,12 @@ impl<'a> Acceptor<'a> {
         self.agrees()
     }
 
+    /// What is to be said of a dialer that has not proved anything.
+    #[must_use]
+    pub fn unproved(&self) -> Refusal {
+        unproved(&self.peer.node.id)
+    }
+
     /// Whether the two may share a ring.
     ///
     /// # Errors
@@ -332,46 +348,13 @@ impl<'a> Acceptor<'a> {
 const DIALER: &[u8] = b"smartroute-link-1 dialer";
 const ACCEPTOR: &[u8] = b"smartroute-link-1 acceptor";
 
-fn mac(secret: &[u8], label: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes a key of any length");
-    for part in std::iter::once(&label).chain(parts) {
-        mac.update(&(part.len() as u64).to_be_bytes());
-        mac.update(part);
-    }
-    mac
-}
-
-/// HMAC-SHA256 with the cluster secret over a label, which says what for, and some parts.
-pub(crate) fn keyed(secret: &[u8], label: &[u8], parts: &[&[u8]]) -> [u8; PROOF] {
-    mac(secret, label, parts).finalize().into_bytes().into()
-}
-
-/// Whether `proof` is [`keyed`] of the same, in time that does not depend on where they differ.
-pub(crate) fn proves(secret: &[u8], label: &[u8], parts: &[&[u8]], proof: &[u8]) -> bool {
-    mac(secret, label, parts).verify_slice(proof).is_ok()
-}
-
-fn prove(secret: &[u8], label: &[u8], hello: &[u8], challenge: &[u8]) -> [u8; PROOF] {
-    keyed(secret, label, &[hello, challenge])
-}
-
-fn verify(
-    secret: &[u8],
-    label: &[u8],
-    hello: &[u8],
-    challenge: &[u8],
-    proof: &[u8],
-    peer: &str,
-) -> Result<(), Refusal> {
-    if proves(secret, label, &[hello, challenge], proof) {
-        return Ok(());
-    }
-    Err(Refusal::new(
+fn unproved(peer: &str) -> Refusal {
+    Refusal::new(
         RefusalCode::Secret,
         format!(
             "{peer} did not prove that it knows the cluster secret: set the same clusterSecret on every node"
         ),
-    ))
+    )
 }
 
 fn agree(ours: &Agreement, theirs: &Agreement, peer: &str) -> Result<(), Refusal> {
@@ -413,22 +396,6 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("handshake values have string keys only")
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The bytes that hexadecimal digits stand for; `None` for anything else.
-pub(crate) fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
-    if !digits.len().is_multiple_of(2) {
-        return None;
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    digits
-        .chunks_exact(2)
-        .map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?))
-        .collect()
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -451,8 +418,9 @@ pub(crate) mod tests {
                 virtual_nodes: 150,
                 enforce_routing: true,
                 membership: "peers".into(),
+                cluster_tls: false,
             },
-            secret: secret.into(),
+            secrets: Secrets::new([secret]),
         }
     }
 
@@ -486,9 +454,80 @@ pub(crate) mod tests {
         }
     }
 
+    fn knows(id: &str, secrets: &[&str]) -> Identity {
+        let mut identity = identity(id, "");
+        identity.secrets = Secrets::new(secrets);
+        identity
+    }
+
+    #[test]
+    fn one_secret_in_common_is_enough_and_the_newest_is_proved() {
+        for (ours, theirs, by) in [
+            (vec!["new", "old"], vec!["old"], "old"),
+            (vec!["old"], vec!["new", "old"], "old"),
+            (vec!["new", "old"], vec!["new"], "new"),
+            (vec!["new"], vec!["new", "old"], "new"),
+            (vec!["new", "old"], vec!["new", "old"], "new"),
+        ] {
+            let (a, b) = (knows("a", &ours), knows("b", &theirs));
+            let dialing = Dialer::new(&a, "b", [1; 32]);
+            let accepting = Acceptor::new(&b, dialing.hello(), [2; 32]).unwrap();
+            assert_eq!(accepting.secret, Secrets::new([by]).newest());
+            let (_, proof) = dialing.answer(&accepting.challenge()).unwrap();
+            accepting.finish(&proof).unwrap();
+        }
+        for (ours, theirs) in [
+            (vec!["new", "old"], vec!["third"]),
+            (vec!["third"], vec!["new", "old"]),
+        ] {
+            let refused = shake(&knows("a", &ours), "b", &knows("b", &theirs));
+            assert_eq!(code(refused), RefusalCode::Secret);
+        }
+    }
+
+    /// A HELLO without `keys`, as versions that know one secret send it.
+    fn keyless(dialing: &mut Dialer<'_>) {
+        let mut hello: Hello = serde_json::from_slice(&dialing.hello).unwrap();
+        hello.keys.clear();
+        dialing.hello = json(&hello);
+    }
+
+    #[test]
+    fn a_version_with_one_secret_links_while_it_is_the_oldest() {
+        let (a, b) = (identity("a", "old"), knows("b", &["new", "old"]));
+        let mut dialing = Dialer::new(&a, "b", [1; 32]);
+        keyless(&mut dialing);
+        let accepting = Acceptor::new(&b, dialing.hello(), [2; 32]).unwrap();
+        let (_, proof) = dialing.answer(&accepting.challenge()).unwrap();
+        accepting.finish(&proof).unwrap();
+        // And where it accepts: it proves the one it has.
+        let dialing = Dialer::new(&b, "a", [1; 32]);
+        let mut accepting = Acceptor::new(&a, dialing.hello(), [2; 32]).unwrap();
+        accepting.secret = a.secrets.oldest();
+        let (_, proof) = dialing.answer(&accepting.challenge()).unwrap();
+        accepting.finish(&proof).unwrap();
+    }
+
+    #[test]
+    fn nobody_on_the_way_makes_two_nodes_use_an_older_secret() {
+        let (a, b) = (knows("a", &["new", "old"]), knows("b", &["new", "old"]));
+        let dialing = Dialer::new(&a, "b", [1; 32]);
+        let mut tampered = Dialer::new(&a, "b", [1; 32]);
+        keyless(&mut tampered);
+        let accepting = Acceptor::new(&b, tampered.hello(), [2; 32]).unwrap();
+        assert_eq!(accepting.secret, b.secrets.oldest(), "the attempt");
+        let refused = dialing.answer(&accepting.challenge()).map(drop);
+        assert_eq!(code(refused), RefusalCode::Secret);
+        // Nor does another accepted secret pass where this one was agreed on.
+        let accepting = Acceptor::new(&b, dialing.hello(), [2; 32]).unwrap();
+        let parts = [dialing.hello(), &accepting.challenge[..]];
+        let proof = b.secrets.oldest().prove(DIALER, &parts);
+        assert_eq!(code(accepting.finish(&proof)), RefusalCode::Secret);
+    }
+
     #[test]
     fn a_replayed_proof_is_refused() {
-        let (a, b) = (identity("a", "s"), identity("b", "s"));
+        let (a, b) = (knows("a", &["s", "t"]), knows("b", &["s", "t"]));
         let dialing = Dialer::new(&a, "b", [1; 32]);
         let first = Acceptor::new(&b, dialing.hello(), [2; 32]).unwrap();
         let (_, proof) = dialing.answer(&first.challenge()).unwrap();

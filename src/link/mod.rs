@@ -10,4 +10,5 @@ pub mod mux;
 pub mod pipe;
 #[cfg(target_os = "linux")]
 pub mod readiness;
+pub mod secrets;
 pub mod upgrade;

@@ -107,7 +107,7 @@ impl Pipe {
     /// Reads what came in; 0 bytes where the socket closed after all of it was read.
     ///
     /// # Errors
-    /// `ConnectionReset`; whatever else ended the socket is its end.
+    /// `ConnectionReset`, and `InvalidData` where TLS failed; whatever else ended the socket is its end.
     pub async fn read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         loop {
             {
@@ -121,7 +121,10 @@ impl Pipe {
                     return Ok(input.len());
                 }
                 match &state.closed {
-                    Some((kind @ io::ErrorKind::ConnectionReset, reason)) => {
+                    Some((
+                        kind @ (io::ErrorKind::ConnectionReset | io::ErrorKind::InvalidData),
+                        reason,
+                    )) => {
                         return Err(io::Error::new(*kind, reason.clone()));
                     }
                     Some(_) => return Ok(0),

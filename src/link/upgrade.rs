@@ -34,6 +34,11 @@ pub enum UpgradeError {
         "the peer answered with HTTP {0} instead of a link: is SmartRoute installed there, and is this its Hocuspocus port?"
     )]
     Http(u16),
+    /// The peer takes links over TLS only.
+    #[error(
+        "the peer's links use TLS (clusterTls), this node's do not: set clusterTls on every node, or on none"
+    )]
+    TlsOnly,
     /// The peer's answer is not HTTP.
     #[error("the peer does not speak HTTP: is this its Hocuspocus port?")]
     NotHttp,
@@ -56,6 +61,9 @@ impl UpgradeError {
     #[must_use]
     pub fn code(&self) -> String {
         match self {
+            // What JavaScript's sockets say where TLS is what failed.
+            Self::Io(error) if error.kind() == io::ErrorKind::InvalidData => "tls".into(),
+            Self::TlsOnly => "tls".into(),
             Self::Io(_) | Self::Closed | Self::TimedOut => "unreachable".into(),
             Self::Http(_) | Self::NotHttp => "not-smartroute".into(),
             Self::Frame(_) => "bad-frame".into(),
@@ -139,7 +147,7 @@ async fn authenticate<'a>(
     identity: &'a Identity,
     loopback: bool,
 ) -> Result<Acceptor<'a>, UpgradeError> {
-    if identity.secret.is_empty() && !loopback {
+    if !identity.secrets.are_set() && !loopback {
         return Err(Refusal::new(
             RefusalCode::NotLoopback,
             "links from other machines need a secret: set the same clusterSecret on every node",
@@ -158,10 +166,12 @@ async fn authenticate<'a>(
         other => {
             let error = unexpected(&other);
             // The peer saw the difference first; here it is told from this side.
-            if let UpgradeError::RefusedByPeer(refusal) = &error
-                && refusal.code == RefusalCode::Mismatch
-            {
-                acceptor.agrees()?;
+            if let UpgradeError::RefusedByPeer(refusal) = &error {
+                match refusal.code {
+                    RefusalCode::Mismatch => acceptor.agrees()?,
+                    RefusalCode::Secret => return Err(acceptor.unproved().into()),
+                    _ => {}
+                }
             }
             return Err(error);
         }
@@ -232,10 +242,16 @@ async fn read_response(reader: &mut Reader, buffer: &mut BytesMut) -> Result<(),
         match response.parse(buffer) {
             Ok(httparse::Status::Complete(length)) => {
                 let code = response.code.unwrap_or(0);
-                let ours = response.headers.iter().any(|header| {
-                    header.name.eq_ignore_ascii_case("upgrade")
-                        && header.value.eq_ignore_ascii_case(PROTOCOL_NAME.as_bytes())
-                });
+                let offers = |test: fn(&[u8]) -> bool| {
+                    let mut headers = response.headers.iter();
+                    headers.any(|header| {
+                        header.name.eq_ignore_ascii_case("upgrade") && test(header.value)
+                    })
+                };
+                if code == 426 && offers(|value| value.starts_with(b"TLS/")) {
+                    return Err(UpgradeError::TlsOnly);
+                }
+                let ours = offers(|value| value.eq_ignore_ascii_case(PROTOCOL_NAME.as_bytes()));
                 if code != 101 || !ours {
                     return Err(UpgradeError::Http(code));
                 }

@@ -12,6 +12,7 @@ use super::redis::settings::RedisSettings;
 use super::redis::{self, Registry};
 use super::{Outcome, Reply, Request};
 use crate::handle::{Command, Core};
+use crate::link::secrets::Secrets;
 
 /// Heartbeats of peers that wait. More are dropped: their machines send newer ones soon.
 const WAITING: usize = 8;
@@ -96,7 +97,7 @@ async fn serve(
     mut asked: Asked,
 ) {
     let mut trouble = Trouble::default();
-    if core.identity.load().secret.is_empty() {
+    if !core.identity.load().secrets.are_set() {
         agree_on_secret(core, &mut registry, &mut trouble).await;
     }
     let period = Duration::from_millis(core.settings.sync_interval.max(1));
@@ -137,7 +138,7 @@ async fn keep_secret(core: &Arc<Core>, registry: &mut Registry, trouble: &mut Tr
     if !core.settings.shared_secret {
         return;
     }
-    let secret = String::from_utf8_lossy(&core.identity.load().secret).into_owned();
+    let secret = core.identity.load().secrets.newest().text();
     let answer = registry.secret(&secret).await;
     trouble.note(core, answer.as_ref().err());
     if let Ok(answer) = answer {
@@ -167,8 +168,9 @@ async fn agree_on_secret(core: &Arc<Core>, registry: &mut Registry, trouble: &mu
 }
 
 fn adopt(core: &Arc<Core>, secret: &str) {
-    if core.identity.load().secret != secret.as_bytes() {
-        core.change_identity(|identity| identity.secret = secret.as_bytes().to_vec());
+    let secrets = Secrets::new([secret]);
+    if core.identity.load().secrets != secrets {
+        core.change_identity(|identity| identity.secrets = secrets.clone());
         let _ = core.request(Command::Secret);
     }
 }

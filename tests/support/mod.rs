@@ -20,6 +20,7 @@ use smartroute::link::frame::{self, Frame, MAX_FRAME};
 use smartroute::link::mux::Side;
 #[cfg(target_os = "linux")]
 use smartroute::link::readiness::Readiness;
+use smartroute::link::secrets::Secrets;
 use smartroute::link::upgrade::{PATH, PROTOCOL_NAME};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 #[cfg(target_os = "linux")]
@@ -170,6 +171,7 @@ pub fn settings() -> Settings {
         ping_interval: 500,
         link_patience: 3_000,
         dial_through_pipe: false,
+        cluster_tls: false,
         // tests/link_tcp_polled.rs
         sync_interval: 30_000,
         redis: None,
@@ -221,7 +223,7 @@ impl Node {
         let port = listener.local_addr().unwrap().port();
         let own = member(id, port);
         let runtime = tokio::runtime::Handle::current();
-        let (core, commands) = Core::new(settings, own.clone(), secret.into(), runtime);
+        let (core, commands) = Core::new(settings, own.clone(), Secrets::new([secret]), runtime);
         let woken = Arc::new(Notify::new());
         let wake = Arc::clone(&woken);
         core.inbox.on_wake(move || wake.notify_one());
