@@ -53,7 +53,7 @@ async function tap(t, port) {
 async function createNodes(t, size, settingsOf, address = INSIDE) {
   const [ports, linkPorts] = [await freePorts(size), await freePorts(size)];
   const clusterName = `tls-${process.pid}-${++clusters}`;
-  const nodes = ports.map((_, index) => createNode({
+  const create = (index, settings = settingsOf(index)) => createNode({
     index, ports, clusterName,
     smartRoute: {
       clusterSecret: SECRET,
@@ -64,11 +64,12 @@ async function createNodes(t, size, settingsOf, address = INSIDE) {
       clusterNodes: ports
         .map((port, other) => ({ id: `node-${other + 1}`, address, port, linkPort: linkPorts[other] }))
         .filter((_entry, other) => other !== index),
-      ...settingsOf(index),
+      ...settings,
     },
-  }));
+  });
+  const nodes = ports.map((_, index) => create(index));
   t.after(() => Promise.all(nodes.map((node) => node.stop())));
-  return { nodes, linkPorts };
+  return { nodes, linkPorts, create };
 }
 
 const listen = (nodes) => Promise.all(nodes.map((node) => node.server.listen()));
@@ -176,4 +177,36 @@ test('certificates: of another authority, for another address, or none at all', 
   for (const node of [right, foreign, without]) {
     assert.deepEqual(node.smartRoute.getLinkStats().filter(({ up, accepted }) => up && !accepted), [], node.id);
   }
+});
+
+test('another authority takes over while the cluster runs, node by node', { timeout: 120_000 }, async (t) => {
+  const [old, young] = [createAuthority(t, 'old'), createAuthority(t, 'young')];
+  const rounds = [
+    { ca: [old.ca], authority: old },
+    { ca: [old.ca, young.ca], authority: old },
+    { ca: [old.ca, young.ca], authority: young },
+    { ca: [young.ca], authority: young },
+  ];
+  const settingsOf = ({ ca, authority }) => ({ clusterTls: { ca, ...authority.sign() } });
+  const { nodes, create } = await createNodes(t, 2, () => settingsOf(rounds[0]));
+  await listen(nodes);
+  await until(() => nodes.every((node) => linked(node, 2)), 'both are linked', 30_000);
+  const name = nameOwnedBy(nodes, 'node-1');
+  const clients = nodes.map((node) => connect(t, node, name));
+  await Promise.all(clients.map(synced));
+  let text = '';
+  for (const [round, settings] of rounds.entries()) {
+    if (round === 0) continue;
+    for (const index of [0, 1]) {
+      await nodes[index].server.destroy();
+      assert.ok(!nodes[index].logger.has(/certificate/), nodes[index].logger.lines.join('\n'));
+      nodes[index] = create(index, settingsOf(settings));
+      await nodes[index].server.listen();
+      await until(() => nodes.every((node) => linked(node, 2)), `both are linked in round ${round}`, 30_000);
+      text = `${round}${index} ${text}`;
+      clients[index].document.getText('text').insert(0, `${round}${index} `);
+      await until(() => clients.every((client) => textOf(client) === text), 'an edit arrives', 30_000);
+    }
+  }
+  for (const node of nodes) assert.ok(!node.logger.has(/certificate/), node.logger.lines.join('\n'));
 });

@@ -1,6 +1,7 @@
 /** Clients that connect straight to the owners of their documents. Real servers, providers and sockets. */
 
 import assert from 'node:assert/strict';
+import { connect as connectTcp, createServer } from 'node:net';
 import { test } from 'node:test';
 
 import WebSocket from 'ws';
@@ -162,4 +163,96 @@ test('awareness goes along, and ends with its client', LONG, async (t) => {
   await until(() => users(stock) === 'stock,straight' && users(straight) === 'stock,straight', 'both see both again');
   straight.configuration.websocketProvider.destroy();
   await until(() => users(stock) === 'stock', 'it is seen to go');
+});
+
+/** A way to a port that can be opened, cut and closed; while it is closed, `silent` takes connections and says nothing. */
+async function way(t, port, state) {
+  const sockets = new Set();
+  const keep = (socket) => {
+    sockets.add(socket);
+    socket.on('error', () => {}).on('close', () => sockets.delete(socket));
+    return socket;
+  };
+  const self = {
+    state,
+    accepted: 0,
+    cut: () => sockets.forEach((socket) => socket.destroy()),
+  };
+  const server = createServer((socket) => {
+    self.accepted++;
+    keep(socket);
+    if (self.state === 'closed') return socket.destroy();
+    if (self.state === 'silent') return;
+    const inner = keep(connectTcp(port(), '127.0.0.1'));
+    socket.pipe(inner).pipe(socket);
+    socket.on('close', () => inner.destroy());
+    inner.on('close', () => socket.destroy());
+  });
+  await new Promise((done) => server.listen(0, '127.0.0.1', () => done(null)));
+  self.port = server.address().port;
+  t.after(() => {
+    self.cut();
+    server.close();
+  });
+  return self;
+}
+
+/** A cluster whose last node is reached by clients on a way that can be closed. */
+async function withWay(t, size, state) {
+  const gate = await way(t, () => cluster.ports[size - 1], state);
+  const cluster = await startCluster(t, size, redirecting((index) => (
+    index === size - 1 ? { smartRoute: { publicUrl: `ws://127.0.0.1:${gate.port}` } } : {}
+  )));
+  return { ...cluster, gate, owner: cluster.nodes[size - 1] };
+}
+
+for (const state of ['closed', 'silent']) {
+  test(`an owner whose address is ${state}: the first node carries the traffic, and later it goes straight`, LONG, async (t) => {
+    const { gate, owner, nodes, nameOwnedBy } = await withWay(t, 2, state);
+    const name = nameOwnedBy(owner);
+    const own = client({ connectTimeout: 300 });
+    const began = performance.now();
+    const straight = connect(t, nodes[0], name, {}, { WebSocketPolyfill: own.WebSocketPolyfill });
+    const seen = watch(straight);
+    await synced(straight);
+    assert.ok(performance.now() - began < 3_000, 'within a bound');
+    assert.equal(direct(owner, name), 0);
+    assert.ok(nodes[0].smartRoute.getFrameCounts().proxied > 0);
+    // A second one, whose class knows that it cannot be reached, does not try.
+    const before = gate.accepted;
+    await synced(connect(t, nodes[0], name, {}, { WebSocketPolyfill: own.WebSocketPolyfill }));
+    assert.equal(gate.accepted, before);
+    const stop = types(straight, 3);
+    await until(() => gate.accepted > before, 'it is tried again');
+    gate.state = 'open';
+    await isStraight(owner, name, 2);
+    const typed = stop();
+    await synced(straight);
+    await everybodyHas(nodes, name, [straight], typed);
+    assert.deepEqual(seen, UNNOTICED);
+  });
+}
+
+test('the way to the owner breaks: the client goes on through the first node, and comes back', LONG, async (t) => {
+  const { gate, owner, nodes, nameOwnedBy } = await withWay(t, 3, 'open');
+  const name = nameOwnedBy(owner);
+  const own = client({ connectTimeout: 300 });
+  const socket = openSocket(t, nodes[0], { WebSocketPolyfill: own.WebSocketPolyfill });
+  const straight = connect(t, nodes[0], name, { websocketProvider: socket });
+  const other = connect(t, nodes[0], nameOwnedBy(nodes[1]), { websocketProvider: socket });
+  await Promise.all([straight, other].map(synced));
+  await isStraight(owner, name);
+  const seen = [straight, other].map(watch);
+  const stop = types(straight, 3);
+  for (let round = 0; round < 3; round++) {
+    gate.state = 'closed';
+    gate.cut();
+    await until(() => direct(owner, name) === 0 && owner.hocuspocus.documents.get(name)?.getConnections().length === 1, 'it is carried', 20_000);
+    gate.state = 'open';
+    await isStraight(owner, name);
+  }
+  const typed = stop();
+  await synced(straight);
+  await everybodyHas(nodes, name, [straight], typed);
+  assert.deepEqual(seen, [UNNOTICED, UNNOTICED]);
 });

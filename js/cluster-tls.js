@@ -14,10 +14,13 @@ const fields = /** @type {const} */ (['ca', 'cert', 'key', 'passphrase']);
 export const TLS_HANDSHAKE = 0x16;
 
 /** What OpenSSL makes of an answer in plaintext. */
-const NOT_TLS = new Set(['EPROTO', 'ERR_SSL_WRONG_VERSION_NUMBER', 'ERR_SSL_PACKET_LENGTH_TOO_LONG', 'ERR_SSL_HTTP_REQUEST']);
+const NOT_TLS = new Set(['ERR_SSL_WRONG_VERSION_NUMBER', 'ERR_SSL_PACKET_LENGTH_TOO_LONG', 'ERR_SSL_HTTP_REQUEST']);
 
-/** For the core: TLS is what failed, and the reason says how. src/binding/health.rs reads it. */
+/** For the core, src/binding/health.rs: TLS is what failed, and the reason says how. */
 const TLS_FAILED = 'TLS';
+
+/** The same, but perhaps the peer just ends: no news if it is linked again soon. */
+const TLS_CLOSED = 'TLS_CLOSED';
 
 /**
  * @param {unknown} value
@@ -98,7 +101,7 @@ export function describeTls(socket, option) {
     if (code !== undefined && NOT_TLS.has(code)) return [`this node's links use TLS (${option}), the peer's do not`, TLS_FAILED];
     if (socket.authorizationError) return [`the peer's certificate is not accepted: ${reason}`, TLS_FAILED];
     if (code?.includes('_ALERT_')) return [`the peer does not accept this node's certificate (${option}): ${code}`, TLS_FAILED];
-    if (secured) return [`${reason}: the peer may not accept this node's certificate (${option}); its log says why`, TLS_FAILED];
+    if (secured) return [`${reason}: the peer may not accept this node's certificate (${option}); its log says why`, TLS_CLOSED];
     return [reason, code];
   };
 }

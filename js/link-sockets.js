@@ -242,12 +242,10 @@ export class LinkSockets {
     };
     const stop = () => {
       clearTimeout(hurry);
-      socket.off('readable', look).off('end', gone).off('error', gone);
+      socket.off('readable', look).off('end', gone);
     };
-    const gone = () => {
-      stop();
-      socket.destroy();
-    };
+    const gone = () => socket.destroy();
+    // Of errors it hears to the end: TLS does not listen to the socket below it.
     socket.on('readable', look).on('end', gone).on('error', gone);
     socket.once('close', () => {
       stop();
@@ -306,6 +304,8 @@ function hostName(host) {
  * @param {string} [header]
  */
 export function refuse(socket, status, message, header = '') {
+  // After an upgrade nobody else hears of it, and a peer that resets the connection would end the process.
+  socket.on('error', () => socket.destroy());
   socket.end(
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n${header}` +
       `Content-Length: ${Buffer.byteLength(message)}\r\n\r\n${message}`,

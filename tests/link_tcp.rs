@@ -1076,6 +1076,14 @@ async fn a_dialer_survives_whatever_answers() {
             "not-smartroute",
             b"HTTP/1.1 101 OK\r\nUpgrade: websocket\r\n\r\n".to_vec(),
         ),
+        (
+            "tls",
+            b"HTTP/1.1 426 X\r\nUpgrade: TLS/1.3\r\n\r\n".to_vec(),
+        ),
+        (
+            "not-smartroute",
+            b"HTTP/1.1 426 X\r\nUpgrade: smartroute\r\n\r\n".to_vec(),
+        ),
         ("not-smartroute", b"SSH-2.0-OpenSSH_9.6\r\n".to_vec()),
         ("not-smartroute", vec![0xff; 1_000]),
         ("not-smartroute", endless),

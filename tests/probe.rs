@@ -294,6 +294,7 @@ async fn answers_that_are_too_much_or_too_little() {
     for (status, failure) in [
         (403, "secret"),
         (404, "linkPort"),
+        (426, "clusterTls"),
         (503, "starting"),
         (405, "405"),
     ] {

@@ -14,6 +14,7 @@
  * | Moving  | the token is refused, or does not come           | Home: as before |
  * | Moving  | Authenticated, and the owner asks what it lacks: CLOSE where it was, frames follow there | Moved |
  * | Home, Moving | the socket is lost: through the first node  | Moved    |
+ * | Moved   | its socket is lost: once more, through the first node | Moved |
  * | Moved   | all is acknowledged                              | Home     |
  * | any     | CLOSE of the provider                            | –        |
  */
@@ -101,6 +102,8 @@ export class Address {
   /** Acknowledgements that the provider waits for: of where it is, and of where it was. */
   #unacknowledged = 0;
   #formerUnacknowledged = 0;
+  /** Those that are given in the place of nodes that can no longer do so, once all is in sync. */
+  #owed = 0;
   /** Its awareness clients, as far as they were seen. @type {Set<number>} */
   #clients = new Set();
   /** What the provider is known to know; and what it will, once the answer to its question is there. */
@@ -251,7 +254,7 @@ export class Address {
     clearTimeout(this.#timer);
     this.state = State.Home;
     this.#reached();
-    this.#unacknowledged = this.#unanswered.filter((frame) => asksAcknowledgement(frame)).length;
+    this.#unacknowledged = acknowledged(this.#unanswered);
     this.#unanswered = [];
     this.#token = null;
     this.#hops = 0;
@@ -296,15 +299,17 @@ export class Address {
     this.state = State.Moving;
     clearTimeout(this.#formerTimer);
     this.#twofold = { later: channel, messages: new Map() };
-    this.#begin(channel, 0);
+    this.#begin(channel, []);
   }
 
-  /** @param {import('./channel.js').Channel} channel @param {number} owed acknowledgements that nobody else gives */
-  #begin(channel, owed) {
+  /** @param {import('./channel.js').Channel} channel @param {Uint8Array[]} waiting */
+  #begin(channel, waiting) {
     this.#next = channel;
     channel.users.add(this);
-    this.#rehoming = new Rehoming(this.#name, this.#vector, new Set(this.#clients), [], owed, this.#readOnly);
-    if (channel.isOpen) this.#ask();
+    const unacknowledged = this.#owed + acknowledged(waiting);
+    this.#rehoming = new Rehoming(this.#name, this.#vector, new Set(this.#clients), waiting, unacknowledged, this.#readOnly);
+    // Another token before it has left there would be one too many.
+    if (channel.isOpen && channel !== this.#former) this.#ask();
   }
 
   #ask() {
@@ -365,30 +370,48 @@ export class Address {
     this.#former = null;
     // The same from the next one may be on its way.
     this.#formerTimer = setTimeout(() => { this.#twofold = null; }, STAY);
-    const owed = this.#readOnly ? 0 : this.#formerUnacknowledged;
-    for (let n = 0; n < owed; n++) {
-      if (this.#rehoming !== null) this.#rehoming.owe();
-      else this.#ports.toProvider(acknowledgement(this.#name));
-    }
+    this.#owe(this.#formerUnacknowledged);
     this.#leave(former);
+    if (former === this.#next) this.#ask();
     this.#follow();
+  }
+
+  /** Acknowledgements that do not come any more. Edits of a reader have none. @param {number} count */
+  #owe(count) {
+    if (this.#readOnly) return;
+    for (let n = 0; n < count; n++) {
+      if (this.#rehoming === null) this.#ports.toProvider(acknowledgement(this.#name));
+      else this.#rehoming.owe();
+    }
+    if (this.#rehoming !== null) this.#owed += count;
   }
 
   /** Its socket is gone, and with it perhaps the owner: the first node knows where to go. */
   #lose() {
-    const owed = this.#unacknowledged;
+    const lost = this.#unacknowledged;
     this.#unacknowledged = 0;
     this.#at = null;
     this.state = State.Moved;
     if (this.#rehoming !== null) {
       // It is on its way already.
-      if (!this.#readOnly) for (let n = 0; n < owed; n++) this.#rehoming.owe();
+      this.#owe(lost);
       this.#twofold = null;
       this.#greet();
       return;
     }
     this.#giveUpNext();
-    this.#begin(this.#ports.first(), owed);
+    if (!this.#readOnly) this.#owed = lost;
+    this.#begin(this.#ports.first(), []);
+  }
+
+  /** The socket that it was moving to is gone, and it is nowhere else. */
+  #restart() {
+    const waiting = [.../** @type {Rehoming} */ (this.#rehoming).waiting];
+    const coming = acknowledged(waiting);
+    if (!this.#readOnly) this.#owed += this.#unacknowledged - coming;
+    this.#unacknowledged = coming;
+    this.#giveUpNext();
+    this.#begin(this.#ports.first(), waiting);
   }
 
   #settle() {
@@ -397,6 +420,7 @@ export class Address {
     this.#at = this.#next;
     this.#next = null;
     this.#rehoming = null;
+    this.#owed = 0;
     this.state = State.Home;
     this.#authenticated = step === Step.Done;
     this.#notBefore = Date.now() + STAY;
@@ -425,7 +449,7 @@ export class Address {
     if (channel === this.#former) {
       this.#left();
     } else if (channel === this.#next) {
-      if (this.needs(channel)) return this.#ports.fail();
+      if (this.needs(channel)) return this.#restart();
       this.#giveUpNext();
       this.state = State.Home;
       this.#follow();
@@ -610,3 +634,6 @@ export class Address {
     for (const timer of [this.#timer, this.#followTimer, this.#formerTimer]) clearTimeout(timer);
   }
 }
+
+/** How many acknowledgements a provider waits for because of frames. @param {Uint8Array[]} frames */
+const acknowledged = (frames) => frames.filter((frame) => asksAcknowledgement(frame)).length;

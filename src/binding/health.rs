@@ -32,6 +32,7 @@ pub fn error_kind(code: Option<&str>) -> ErrorKind {
         Some("ECONNRESET") => ErrorKind::ConnectionReset,
         // `js/cluster-tls.js` says so, and why.
         Some("TLS") => ErrorKind::InvalidData,
+        Some("TLS_CLOSED") => ErrorKind::UnexpectedEof,
         Some("ENOTFOUND" | "EAI_AGAIN" | "EAI_NODATA") => ErrorKind::NotFound,
         _ => ErrorKind::Other,
     }

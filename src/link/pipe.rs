@@ -107,7 +107,8 @@ impl Pipe {
     /// Reads what came in; 0 bytes where the socket closed after all of it was read.
     ///
     /// # Errors
-    /// `ConnectionReset`, and `InvalidData` where TLS failed; whatever else ended the socket is its end.
+    /// `ConnectionReset`, and `InvalidData` or `UnexpectedEof` where TLS did not come about; whatever
+    /// else ended the socket is its end.
     pub async fn read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
         loop {
             {
@@ -121,10 +122,7 @@ impl Pipe {
                     return Ok(input.len());
                 }
                 match &state.closed {
-                    Some((
-                        kind @ (io::ErrorKind::ConnectionReset | io::ErrorKind::InvalidData),
-                        reason,
-                    )) => {
+                    Some((kind, reason)) if says_why(*kind) => {
                         return Err(io::Error::new(*kind, reason.clone()));
                     }
                     Some(_) => return Ok(0),
@@ -178,6 +176,12 @@ impl Pipe {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a reader is to be told how the socket ended.
+fn says_why(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{ConnectionReset, InvalidData, UnexpectedEof};
+    matches!(kind, ConnectionReset | InvalidData | UnexpectedEof)
 }
 
 /// Lets go of a pipe when its link ends.
