@@ -64,6 +64,9 @@ test('payloads and answers are structured clones, on the own node too', async (t
     map: new Map([[shared, new Set([1n, undefined, NaN, -0])]]),
     bytes: Buffer.from('hello'),
     floats: new Float64Array([0.5, Infinity]),
+    buffer: Uint8Array.of(1, 2, 3).buffer,
+    part: new Uint16Array(Uint16Array.of(7, 8, 9).buffer, 2, 2),
+    view: new DataView(Uint8Array.of(0, 1, 2, 3).buffer, 1, 2),
     pattern: /a+/gi,
     holes: [1, , 3], // eslint-disable-line no-sparse-arrays
     point: new Point(),
@@ -84,6 +87,10 @@ test('payloads and answers are structured clones, on the own node too', async (t
       assert.equal(Buffer.from(copy.bytes).toString(), 'hello');
       assert.equal(copy.bytes.buffer.byteLength, 5, 'nothing of what stood beside it');
       assert.deepEqual(copy.floats, payload.floats);
+      assert.equal(copy.buffer.constructor, ArrayBuffer);
+      assert.deepEqual([...new Uint8Array(copy.buffer)], [1, 2, 3]);
+      assert.deepEqual(copy.part, Uint16Array.of(8, 9));
+      assert.deepEqual([copy.view.constructor, copy.view.byteLength, copy.view.getUint16(0)], [DataView, 2, 0x0102]);
       assert.equal(String(copy.pattern), '/a+/gi');
       assert.equal(1 in copy.holes, false);
       assert.deepEqual(copy.point, { x: 1 });

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { it } from 'node:test';
 
-import { connect, openSocket, startCluster, synced, until } from './support/cluster.mjs';
+import { connect, onlyAnswering, openSocket, startCluster, synced, until } from './support/cluster.mjs';
 import { UNNOTICED, database, everybodyHas, holders, home, move, pin, tokensOf, type, types, watch } from './support/moves.mjs';
 
 const LONG = { timeout: 60_000 };
@@ -31,7 +31,7 @@ async function startSlow(t, size, slow) {
   return { ...cluster, loading, rows };
 }
 
-it('a token that is good only once: a fresh one is asked for at each move', LONG, async (t) => {
+it('a token that is good only once: a fresh one is asked for at each move', { ...LONG, ...onlyAnswering }, async (t) => {
   const used = new Set();
   const { rows, ...hooks } = database();
   const server = {
@@ -54,7 +54,7 @@ it('a token that is good only once: a fresh one is asked for at each move', LONG
   assert.deepEqual(seen, seen.map(() => UNNOTICED));
 });
 
-it('a token that the new owner refuses is told once, and other documents of the socket go on', LONG, async (t) => {
+it('a token that the new owner refuses is told once, and other documents of the socket go on', { ...LONG, ...onlyAnswering }, async (t) => {
   let refuses = false;
   const { rows, ...hooks } = database();
   const server = {

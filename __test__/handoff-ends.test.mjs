@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import { it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
-import { connect, freePorts, startCluster, synced, until } from './support/cluster.mjs';
+import { connect, freePorts, onlyAnswering, startCluster, synced, until } from './support/cluster.mjs';
 import { UNNOTICED, database, everybodyHas, holders, home, move, names, types, watch } from './support/moves.mjs';
 import { startRedis } from './support/redis.mjs';
 
@@ -62,15 +62,39 @@ it('a signal at any point of the start ends the process, and the others go on wi
   assert.deepEqual(holders([node], 'doc'), ['node-1']);
 });
 
-it('a client that does not answer when it is asked for its token is sent away with a code to reconnect, and others are not', LONG, async (t) => {
+it('a client that never answers when it is asked for its token, as a provider before 3.3: its first one is shown, and it notices nothing', LONG, async (t) => {
   const { rows, ...hooks } = database();
-  const { nodes } = await startCluster(t, 2, () => ({ server: hooks, smartRoute: { migrationTimeout: 2_000 } }));
+  const { nodes } = await startCluster(t, 3, () => ({ server: { ...hooks, async onAuthenticate({ token }) { assert.equal(token, 'first'); } } }));
+  await home(nodes, 'doc', nodes[0]);
+  const clients = nodes.map((node) => {
+    let asked = 0;
+    return connect(t, node, 'doc', { token: () => (++asked === 1 ? 'first' : new Promise(() => {})) });
+  });
+  await Promise.all(clients.map(synced));
+  const seen = clients.map(watch);
+  const stops = clients.map((client) => types(client, 20));
+  for (const to of [nodes[1], nodes[2], nodes[0]]) await move(nodes, 'doc', to);
+  const typed = stops.flatMap((stop) => stop());
+  await Promise.all(clients.map(synced));
+  await everybodyHas(nodes, 'doc', clients, typed);
+  assert.deepEqual(seen, seen.map(() => UNNOTICED));
+});
+
+it('one whose first token is not good any more is sent away with a code to reconnect, and others are not', { ...LONG, ...onlyAnswering }, async (t) => {
+  const { rows, ...hooks } = database();
+  const used = new Set();
+  const onAuthenticate = async ({ token }) => {
+    if (used.has(token)) throw new Error('used');
+    if (token.startsWith('once')) used.add(token);
+  };
+  const { nodes } = await startCluster(t, 2, () => ({ server: { ...hooks, onAuthenticate } }));
   await home(nodes, 'doc', nodes[0]);
   const good = connect(t, nodes[1], 'doc');
   let asked = 0;
-  const silent = connect(t, nodes[1], 'doc', { token: () => (++asked === 2 ? new Promise(() => {}) : 'token') });
+  const silent = connect(t, nodes[1], 'doc', { token: () => (++asked === 2 ? new Promise(() => {}) : `once-${asked}`) });
   await Promise.all([good, silent].map(synced));
-  const [seen] = [good].map(watch);
+  const seen = watch(good);
+  const refused = watch(silent);
   const codes = [];
   silent.configuration.websocketProvider.on('close', ({ event }) => codes.push(event.code));
   const stops = [types(good, 20), types(silent, 20)];
@@ -80,6 +104,7 @@ it('a client that does not answer when it is asked for its token is sent away wi
   const typed = stops.flatMap((stop) => stop());
   await Promise.all([good, silent].map(synced));
   assert.deepEqual(codes, [1012]);
+  assert.equal(refused.refused, 0, 'it is not told of the token');
   assert.deepEqual(seen, UNNOTICED);
   await everybodyHas(nodes, 'doc', [good, silent], typed);
 });

@@ -1,5 +1,6 @@
 /** What a document's owner tells about it. */
 
+import { socketOf } from './hocuspocus.js';
 import { encodeStateAsUpdate } from './yjs.js';
 
 /** Name of the request. */
@@ -17,9 +18,9 @@ export function documentInfo(instance, nodeId) {
     if (document === undefined) return { ...info, bytes: null, connections: {}, directConnections: 0, lastChange: null };
     /** @type {Record<string, number>} */
     const connections = {};
-    for (const { webSocket } of document.getConnections()) {
+    for (const connection of document.getConnections()) {
       // A client that reached this node has its socket here; other nodes' have a stream.
-      const edge = /** @type {import('./owner.js').StreamSocket} */ (webSocket).edge || nodeId;
+      const edge = /** @type {import('./owner.js').StreamSocket} */ (socketOf(connection)).edge || nodeId;
       connections[edge] = (connections[edge] ?? 0) + 1;
     }
     return {

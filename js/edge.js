@@ -71,8 +71,15 @@ const PER_NODE = 256;
 /** After a crash the clients of a node are asked for their tokens over so long, in milliseconds. */
 const SPREAD = 100;
 
-/** A provider answers the question for its token within this, or it is too old to know it. ms */
+/**
+ * A provider answers the question for its token within this, or it is too old to know it (before 3.3): then the token
+ * that it came with is shown instead. ms
+ */
+const SILENCE = 3_000;
+/** … and if there is none, its socket is closed after this. ms */
 const TOKEN = 10_000;
+/** Longest Auth frame that is kept for that, in bytes. */
+const MAX_TOKEN = 64 * 1024;
 
 /** Retried by every provider. */
 const RECONNECT = 1012;
@@ -286,6 +293,8 @@ class Address {
     this.clients = new Set();
     /** @type {Rehoming | null} */
     this.rehoming = null;
+    /** Its last Auth frame. @type {Uint8Array | null} */
+    this.token = null;
   }
 
   /** Whether an owner has let it in, or is about to. */
@@ -379,6 +388,8 @@ export class EdgeSocket {
   /** Addresses on their way to another owner, and those of them that have been asked for their token. */
   #moving = 0;
   #asking = 0;
+  /** Its client has not answered when it was asked for a token. */
+  #silent = false;
   /** Documents that Hocuspocus has nothing more to say about here. @type {Set<string>} */
   #dropped = new Set();
   /** Addresses whose client was sent to the owner: what it sent before it knew goes nowhere. @type {Set<string>} */
@@ -437,6 +448,7 @@ export class EdgeSocket {
     }
     const route = /** @type {Route} */ (this.#lastRoute);
     const address = /** @type {Address} */ (this.#lastAddress);
+    if (data[/** @type {Uint8Array} */ (this.#lastHead).length] === MessageType.Auth) this.#shown(address, data);
     if (address.rehoming !== null) {
       this.#elsewhere(route, address, data);
     } else if (route.local && this.#edge.context.core.serves()) {
@@ -748,9 +760,23 @@ export class EdgeSocket {
       this.#asking++;
       rehoming.hasTurn = true;
       rehoming.ask(this.#ports(route));
+      if (rehoming.step === Step.Asked) setTimeout(() => this.#vouch(route, address, rehoming), this.#silent ? 0 : SILENCE).unref();
     });
     if (route.lostSince === 0) start();
     else setTimeout(start, Math.random() * SPREAD).unref();
+  }
+
+  /** A client shows its token. @param {Address} address @param {Uint8Array} frame */
+  #shown(address, frame) {
+    address.token = frame.length > MAX_TOKEN ? null : frame.slice();
+    if (address.rehoming !== null) this.#silent = false;
+  }
+
+  /** @param {Route} route @param {Address} address @param {Rehoming} rehoming */
+  #vouch(route, address, rehoming) {
+    if (this.#closed || address.rehoming !== rehoming || rehoming.step !== Step.Asked || address.token === null) return;
+    this.#silent = true;
+    rehoming.vouch(address.token, this.#ports(route));
   }
 
   #ports(route) {
@@ -799,6 +825,11 @@ export class EdgeSocket {
   #rehomed(route, address, frame, end) {
     const { rehoming } = address;
     const heard = rehoming.fromOwner(frame, end, this.#ports(route));
+    if (rehoming.isVouched && rehoming.step === Step.Denied && frame[end] === MessageType.Auth) {
+      // With its next socket the client shows a fresh one.
+      this.close(RECONNECT, 'SmartRoute: the document moved, and its new owner wants another token, reconnect');
+      return false;
+    }
     // Those of other owners are counted where their frames arrive.
     if (heard && route.stream === null && isAcknowledgement(frame, end) && address.unacknowledged > 0) address.unacknowledged--;
     if (rehoming.step === Step.Syncing) this.#endTurn(rehoming);

@@ -15,7 +15,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 
 import { Kind } from './core.js';
-import { clientsOf, end, isStoring, isToBeStored, isWorking, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
+import { clientsOf, end, isStoring, isToBeStored, isWorking, requestOf, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
 import { describe } from './request.js';
 import { encodeStateAsUpdate, encodeStateVector } from './yjs.js';
 
@@ -316,7 +316,7 @@ export class Handoffs {
     const [connection] = document.getConnections();
     if (connection === undefined) return null;
     try {
-      return describe(connection.request, connection.webSocket, contexts.encode(connection.context), nodeId());
+      return describe(requestOf(connection), socketOf(connection), contexts.encode(connection.context), nodeId());
     } catch (error) {
       // The hooks that load it have nothing of the state to give.
       log.debug('handoff', /** @type {Error} */ (error).message);

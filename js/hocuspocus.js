@@ -117,8 +117,11 @@ export function end(instance, document) {
   instance.hooks('afterUnloadDocument', { instance, documentName: document.name }).catch(() => {});
 }
 
-/** The socket that a connection of a document was made for; version 3 has been given another one around it. @param {any} connection */
+/** The socket that a connection of a document was made for; version 3 has been given another one around it. @param {any} connection @returns {any} */
 export const socketOf = ({ webSocket }) => webSocket.around ?? webSocket;
+
+/** The web request that a connection was made with. @param {any} connection @returns {Request} */
+export const requestOf = ({ webSocket, request }) => webSocket.request ?? request;
 
 /** Awareness clients of a connection. @param {any} document @param {any} connection @returns {Set<number>} */
 export const clientsOf = (document, connection) =>

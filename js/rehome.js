@@ -7,6 +7,7 @@
  * | Waiting   | its turn: the client is asked for its token     | Asked     |
  * | Waiting   | its turn, with the session of its former owner  | Asking    |
  * | Asked     | the client's Auth frame, which goes to the owner | Proving  |
+ * | Asked     | no answer: the token that it came with goes to the owner | Proving |
  * | Proving   | Authenticated: the edge asks for what the client lacks | Asking |
  * | Proving   | PermissionDenied, which the client is told      | Denied    |
  * | Asking    | the owner's own question: what waited follows   | Syncing   |
@@ -67,6 +68,8 @@ export class Rehoming {
   #clients;
   /** Acknowledgements that the former owner can no longer give. */
   #owed;
+  /** The owner was shown the token that the client came with, and not a fresh one. */
+  isVouched = false;
   /** Its former owner was this node, which does not count what it is asked before the client answers it. */
   ofLocal = false;
   /** Frames that wait, in order. @type {Uint8Array[]} */
@@ -130,6 +133,18 @@ export class Rehoming {
     }
     this.#enter(Step.Asked);
     toClient(tokenRequest(this.#address));
+  }
+
+  /**
+   * The client does not answer.
+   *
+   * @param {Uint8Array} frame its Auth frame from when it came
+   * @param {Ports} ports
+   */
+  vouch(frame, { toOwner }) {
+    this.isVouched = true;
+    this.#enter(Step.Proving);
+    toOwner(frame);
   }
 
   /**

@@ -30,10 +30,11 @@ export function asVersion4(instance) {
   const original = instance.handleConnection.bind(instance);
   countFrames(instance);
   endFailedStores(instance);
+  takeRequests(instance);
   /** @param {any} socket @param {Request} request @param {unknown} context */
   return (socket, request, context) => {
-    const heard = new HeardSocket(socket);
-    original(heard, originals.get(request) ?? nodeRequest(request), context);
+    const heard = new HeardSocket(socket, request);
+    original(heard, asNodes(request), context);
     return new LetIn(instance, heard);
   };
 }
@@ -72,6 +73,12 @@ function endFailedStores({ debouncer }) {
     if (wait === 0 && failure !== null) throw /** @type {{ error: unknown }} */ (failure).error;
     return result;
   };
+}
+
+/** Hooks that load a document read Node's request, also where SmartRoute has it loaded. @param {any} instance Hocuspocus */
+function takeRequests(instance) {
+  const create = instance.createDocument.bind(instance);
+  instance.createDocument = (name, request, ...rest) => create(name, request instanceof Request ? asNodes(request) : request, ...rest);
 }
 
 /**
@@ -175,13 +182,14 @@ class HeardSocket extends EventEmitter {
   /** An address is refused or closed. @type {(address: string) => void} */
   onEnd = () => {};
 
-  /** @param {any} socket a client's, or a stream's */
-  constructor(socket) {
+  /** @param {any} socket a client's, or a stream's @param {Request} request that it came with */
+  constructor(socket, request) {
     super();
     this.setMaxListeners(Infinity);
     this.#socket = socket;
     /** Which of the node's sockets Hocuspocus' connections belong to. */
     this.around = socket;
+    this.request = request;
     socket.on?.('pong', this.#pong);
   }
 
@@ -250,6 +258,9 @@ function webRequest(message) {
   originals.set(request, message);
   return request;
 }
+
+/** Node's request, or what stands for it. @param {Request} request */
+const asNodes = (request) => originals.get(request) ?? nodeRequest(request);
 
 /** What hooks of version 3 read of a request. @param {Request} request */
 function nodeRequest(request) {

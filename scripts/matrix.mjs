@@ -1,9 +1,10 @@
 /**
- * `npm run matrix`: the tests that meet Hocuspocus, for {3.2, 3.4, 4} × {Node 20, 22, 24} × {with Redis,
- * without}. Words choose: `npm run matrix -- 3.4 22 redis`. Hocuspocus 4 declares Node 22; it runs on 20.
+ * `npm run matrix`: the tests that meet Hocuspocus most, for {3.2, 3.4, 4} × {Node 20, 22, 24} × {with Redis,
+ * without}. Words choose: `npm run matrix -- 3.4 22 redis`; with the word `all` every test file runs. Hocuspocus 4
+ * declares Node 22; it runs on 20.
  */
 
-import { mkdirSync, openSync, closeSync } from 'node:fs';
+import { closeSync, mkdirSync, openSync, readFileSync, readdirSync } from 'node:fs';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import path from 'node:path';
@@ -15,14 +16,24 @@ import { root, runMain } from './lib/process.mjs';
 const versions = ['3.2', '3.4', '4'];
 const nodes = ['20', '22', '24'];
 
-/** Test files by whether they need Redis. */
-const files = {
+/** @typedef {'redis' | 'none'} Registry */
+
+/** Test files by whether they need Redis. @type {Record<Registry, string[]>} */
+const most = {
   redis: ['redis-beside', 'registry-crash', 'registry-redis'],
   none: ['routing', 'sockets', 'cluster', 'peers'],
 };
 
 /** ms */
 const LIMIT = 600_000;
+
+/** Every test file. @returns {Record<Registry, string[]>} */
+function everything() {
+  const folder = path.join(root, '__test__');
+  const names = readdirSync(folder).filter((file) => file.endsWith('.test.mjs')).map((file) => file.slice(0, -'.test.mjs'.length)).sort();
+  const needsRedis = (name) => /support\/(redis|registry)\.mjs'/.test(readFileSync(path.join(folder, `${name}.test.mjs`), 'utf8'));
+  return { redis: names.filter(needsRedis), none: names.filter((name) => !needsRedis(name)) };
+}
 
 await runMain('npm run matrix', async () => {
   const words = process.argv.slice(2);
@@ -31,6 +42,7 @@ await runMain('npm run matrix', async () => {
     const some = all.filter((one) => words.includes(one));
     return some.length > 0 ? some : all;
   };
+  const files = words.includes('all') ? everything() : most;
   const logs = path.join(root, '.cache', 'matrix');
   mkdirSync(logs, { recursive: true });
   let failures = 0;
@@ -38,11 +50,12 @@ await runMain('npm run matrix', async () => {
     const packages = version === '4' ? undefined : await ensureHocuspocus3(version);
     for (const node of chosen(nodes)) {
       const program = process.versions.node.startsWith(`${node}.`) ? process.execPath : await ensureNode(node);
-      for (const registry of /** @type {('redis' | 'none')[]} */ (chosen(Object.keys(files)))) {
+      for (const registry of /** @type {Registry[]} */ (chosen(Object.keys(files)))) {
         const log = path.join(logs, `${version}-${node}-${registry}.log`);
         const code = await test(program, packages, files[registry], log);
         if (code !== 0) failures++;
         console.log(`Hocuspocus ${version}  Node ${node}  ${registry.padEnd(5)}  ${code === 0 ? 'passed' : `FAILED, see ${path.relative(root, log)}`}`);
+        for (const [failed] of readFileSync(log, 'utf8').matchAll(/^not ok \d+ - .*$/gm)) console.log(`  ${failed}`);
       }
     }
   }
@@ -61,7 +74,7 @@ async function test(program, packages, names, log) {
   try {
     const child = spawn(
       program,
-      ['--test', '--test-concurrency=1', `--test-timeout=${LIMIT}`, ...names.map((name) => `__test__/${name}.test.mjs`)],
+      ['--test', '--test-concurrency=1', '--test-reporter=tap', `--test-timeout=${LIMIT}`, ...names.map((name) => `__test__/${name}.test.mjs`)],
       {
         cwd: root,
         stdio: ['ignore', output, output],

@@ -18,6 +18,9 @@ export const hocuspocus = 'webSocketServer' in new Server({ quiet: true, stopOnS
 /** What only version 4 has. */
 export const only4 = { skip: hocuspocus === 3 && 'Hocuspocus 3 has no such thing' };
 
+/** What needs a provider that answers when it is asked for its token: from 3.3. */
+export const onlyAnswering = { skip: !('sendToken' in HocuspocusProvider.prototype) && 'this provider cannot be asked for its token' };
+
 /** The provider of version 3 does not listen to errors of a socket that it gives up while it opens. */
 export class ClientSocket extends WebSocket {
   constructor(...values) {

@@ -1,5 +1,6 @@
 /** All that is to be said of one document: who owns it, why, and who has it open. */
 
+import { socketOf } from '../hocuspocus.js';
 import { encodeStateAsUpdate } from '../yjs.js';
 
 /** @import { Inside } from './index.js' */
@@ -121,7 +122,7 @@ function connectionsOf(smartRoute, document) {
   /** @type {Map<string, number>} */
   const edges = new Map();
   for (const connection of document.getConnections()) {
-    const edge = connection.webSocket?.edge ?? smartRoute.nodeId;
+    const edge = socketOf(connection).edge ?? smartRoute.nodeId;
     edges.set(edge, (edges.get(edge) ?? 0) + 1);
   }
   return {

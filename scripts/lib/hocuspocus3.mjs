@@ -7,7 +7,7 @@ import process from 'node:process';
 import { Failure, capture, npm, root } from './process.mjs';
 
 /** `common` too: the provider of 3.2 takes any later one, and does not work with it. */
-const names = ['common', 'server', 'provider', 'extension-redis'];
+const names = ['common', 'server', 'provider', 'extension-database', 'extension-logger', 'extension-redis', 'extension-throttle'];
 
 /**
  * Installs them where they are not there yet.
@@ -17,7 +17,7 @@ const names = ['common', 'server', 'provider', 'extension-redis'];
  */
 export async function ensureHocuspocus3(version = '3.4') {
   const folder = path.join(root, '.cache', `hocuspocus-${version}`);
-  await ensure(folder, names.map((name) => `@hocuspocus/${name}@~${version}.0`), '@hocuspocus/extension-redis/package.json');
+  await ensure(folder, names.map((name) => `@hocuspocus/${name}@~${version}.0`), '@hocuspocus/extension-throttle/package.json');
   return folder;
 }
 
