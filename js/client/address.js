@@ -114,6 +114,8 @@ export class Address {
   #rehoming = null;
   /** The next owner's Authenticated, while it is still served where it was. @type {Uint8Array | null} */
   #welcome = null;
+  /** The next node, which has its token, wants another: the document moves there, too. */
+  #isAskedAgain = false;
   /** Its awareness may end with the former connection, although it goes on on this one. */
   #mayVanish = false;
   #isAnnouncing = false;
@@ -168,6 +170,11 @@ export class Address {
 
   /** @param {Uint8Array} frame @param {number} end */
   #authenticate(frame, end) {
+    if (this.#isAskedAgain) {
+      this.#isAskedAgain = false;
+      this.#next?.send(withMark(frame, end, Mark.Follow));
+      return;
+    }
     if (this.#rehoming !== null) {
       const step = this.#rehoming.step;
       this.#rehoming.fromClient(withMark(frame, end, Mark.Follow), end, this.#rehomingPorts);
@@ -291,6 +298,7 @@ export class Address {
     this.#rehoming = null;
     this.#twofold = null;
     this.#welcome = null;
+    this.#isAskedAgain = false;
     this.#leave(channel);
   }
 
@@ -313,13 +321,16 @@ export class Address {
   }
 
   #ask() {
+    // Before the question: the answer may come within.
     this.#patience();
     this.#rehoming?.ask(this.#rehomingPorts);
   }
 
-  /** Waits for the next step, so long. */
+  /** Waits for the next step, so long. Where it is served nowhere else, the node that has its token says when it is too long. */
   #patience() {
     clearTimeout(this.#timer);
+    const isOfProvider = this.#rehoming?.step === Step.Waiting || this.#rehoming?.step === Step.Asked;
+    if (this.state === State.Moved && !isOfProvider) return;
     this.#timer = setTimeout(() => {
       if (this.state === State.Moved) return this.#ports.fail();
       this.#ports.failed(/** @type {import('./channel.js').Channel} */ (this.#next).url);
@@ -352,6 +363,7 @@ export class Address {
   #cut() {
     const former = /** @type {import('./channel.js').Channel} */ (this.#at);
     this.state = State.Moved;
+    this.#patience();
     this.#former = former;
     this.#at = null;
     this.#formerUnacknowledged = this.#unacknowledged;
@@ -396,6 +408,7 @@ export class Address {
       // It is on its way already.
       this.#owe(lost);
       this.#twofold = null;
+      this.#patience();
       this.#greet();
       return;
     }
@@ -420,6 +433,7 @@ export class Address {
     this.#at = this.#next;
     this.#next = null;
     this.#rehoming = null;
+    this.#isAskedAgain = false;
     this.#owed = 0;
     this.state = State.Home;
     this.#authenticated = step === Step.Done;
@@ -511,8 +525,12 @@ export class Address {
   #fromNext(channel, frame, end) {
     const rehoming = /** @type {Rehoming} */ (this.#rehoming);
     if (rehoming === null) return;
+    const isAuth = frame[end] === MessageType.Auth;
+    if (isAuth && frame[end + 1] === AuthType.Token) {
+      this.#isAskedAgain = true;
+      return this.#ports.toProvider(frame);
+    }
     if (this.state === State.Moving) {
-      const isAuth = frame[end] === MessageType.Auth;
       if ((isAuth && frame[end + 1] === AuthType.PermissionDenied) || frame[end] === MessageType.Close) return this.#abandon(REFUSED);
       if (isAuth && frame[end + 1] === AuthType.Authenticated) {
         this.#welcome = frame;
@@ -530,7 +548,6 @@ export class Address {
       if (this.#isNews(channel, frame, end)) this.#ports.toProvider(frame);
       this.#announce(frame, end);
     }
-    if (frame[end] === MessageType.Auth) this.#patience();
     if (rehoming.settled && this.#rehoming === rehoming) this.#settle();
   }
 
