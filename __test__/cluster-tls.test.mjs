@@ -139,6 +139,8 @@ test('a node without clusterTls is refused, whoever dials whom, and both say whi
   await until(() => reasons[1].some((reason) => /its links use TLS \(clusterTls\), this node's do not/.test(reason)), 'so does a check', 20_000);
   await until(() => reasons[0].some((reason) => /this node's links use TLS \(clusterTls\), the peer's do not/.test(reason)), 'of either', 20_000);
   for (const node of nodes) assert.deepEqual(node.smartRoute.getLinkStats().filter(({ up }) => up), []);
+  const bare = { id: 'node-3', address: INSIDE, port: 1 };
+  await assert.rejects(secured.smartRoute.addClusterNode(bare), { code: 'ERR_SMARTROUTE_OPTION', option: 'node' });
 });
 
 test('with Redis, a node without clusterTls does not join, and all are told', { timeout: 120_000 }, async (t) => {
