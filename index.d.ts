@@ -373,9 +373,9 @@ export interface SmartRouteConfiguration {
   linkTls?: ConnectionOptions | null;
   /**
    * Mutual TLS (1.3) between the nodes: links, and the health checks of the other nodes, are encrypted, and
-   * both sides show a certificate that `ca` has signed. Needs a `linkPort`, and is for all nodes or none: a
-   * node without it is refused, and both say why. `ERR_SMARTROUTE_OPTION` without `linkPort`, beside
-   * `linkTls`, or if OpenSSL cannot read what is given. Default: links are authenticated, but not encrypted.
+   * both sides show a certificate that `ca` has signed. Needs a `linkPort`, also in `clusterNodes`, and is for
+   * all nodes or none: a node without it is refused, and both say why. `ERR_SMARTROUTE_OPTION` without
+   * `linkPort`, beside `linkTls`, or if OpenSSL cannot read what is given. Default: links are authenticated, but not encrypted.
    */
   clusterTls?: ClusterTls | null;
   /**

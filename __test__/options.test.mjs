@@ -858,6 +858,7 @@ describe('clusterTls', () => {
     for (const [options, option, ...said] of [
       [{ clusterTls: right }, 'linkPort', 'because clusterTls is set'],
       [{ clusterTls: right, linkPort: 0, linkTls: {} }, 'clusterTls', 'clusterTls or linkTls', 'both'],
+      [{ clusterTls: right, linkPort: 0, clusterNodes: [node({ linkPort: 1 }), node({ id: 'bare' })] }, 'clusterNodes', 'a linkPort of each node', 'none of "bare"'],
       [{ clusterTls: { ca, cert }, linkPort: 0 }, 'clusterTls.key', 'in PEM', 'nothing'],
       [{ clusterTls: { ...right, ca: [] }, linkPort: 0 }, 'clusterTls.ca', 'at least one', 'an empty array'],
       [{ clusterTls: { ...right, cert: '/etc/cert.pem' }, linkPort: 0 }, 'clusterTls.cert', 'a string of 13 characters', 'A path is not read'],

@@ -190,6 +190,7 @@ export function resolveOptions(userOptions, env = process.env) {
   requirePort(resolved, 'linkHost', 'linkPort');
   requirePort(resolved, 'probeHost', 'probePort');
   requireOwnPort(resolved);
+  requireLinkPorts(resolved, 'clusterNodes');
   requireToken(resolved);
   requirePair(resolved, 'serializeContext', 'deserializeContext');
   requirePair(resolved, 'deserializeContext', 'serializeContext');
@@ -395,6 +396,19 @@ function requireOwnPort({ clusterTls, linkTls, linkPort }) {
     throw wrong('clusterTls', 'clusterTls or linkTls', 'both', 'linkTls is for a server of your own that speaks TLS; clusterTls needs no other.');
   }
   if (linkPort === undefined) throw wrong('linkPort', 'a port for links, because clusterTls is set', 'nothing');
+}
+
+/**
+ * Where all links are at ports of their own, an entry without one leads to a public port. Asked again
+ * whenever `clusterNodes` grows.
+ *
+ * @param {Pick<ResolvedConfiguration, 'clusterTls' | 'clusterNodes'>} options
+ * @param {string} name what errors call the list
+ */
+export function requireLinkPorts({ clusterTls, clusterNodes }, name) {
+  if (clusterTls === undefined) return;
+  const without = clusterNodes.find(({ linkPort }) => linkPort === undefined);
+  if (without) throw wrong(name, 'a linkPort of each node, because clusterTls is set', `none of ${shown(without.id)}`);
 }
 
 /** @param {Record<string, unknown>} resolved @param {string} host @param {string} port */

@@ -25,7 +25,7 @@ import { LinkSockets, dialsThroughPipe, pollsLinks, refuse } from './link-socket
 import { Log } from './log.js';
 import { Management } from './management/index.js';
 import { loadNative } from './native.js';
-import { requireSecret, resolveClusterNode, resolveOptions } from './options.js';
+import { requireLinkPorts, requireSecret, resolveClusterNode, resolveOptions } from './options.js';
 import { Owner } from './owner.js';
 import { ContextCodec, remoteAddressOf } from './request.js';
 import { redisBeside } from './redis-beside.js';
@@ -938,6 +938,7 @@ export class SmartRoute extends EventEmitter {
     this.#requireAlive();
     const resolved = resolveClusterNode(node, 'node');
     requireSecret({ ...this.#options, clusterNodes: [resolved] });
+    requireLinkPorts({ ...this.#options, clusterNodes: [resolved] }, 'node');
     if (resolved.id === this.#nodeId) return;
     this.#seeds.set(resolved.id, resolved);
     if (this.#core === undefined) return;

@@ -573,6 +573,19 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn cluster_tls_is_agreed_on_and_left_out_where_it_is_not_set() {
+        let (a, mut b) = (identity("a", "s"), identity("b", "s"));
+        let said = |identity: &Identity| String::from_utf8(json(&identity.agreement)).unwrap();
+        assert!(!said(&b).contains("clusterTls"));
+        b.agreement.cluster_tls = true;
+        assert!(said(&b).ends_with(r#","clusterTls":true}"#));
+        let refusal = shake(&a, "b", &b).unwrap_err();
+        assert_eq!(refusal.code, RefusalCode::Mismatch);
+        let named = "clusterTls is not set here and set at b";
+        assert!(refusal.reason.contains(named), "{refusal}");
+    }
+
+    #[test]
     fn versions_meet_at_the_lower_and_refuse_without_overlap() {
         let (a, b) = (identity("a", "s"), identity("b", "s"));
         let mut hello: Hello =
