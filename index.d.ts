@@ -290,7 +290,8 @@ export interface SmartRouteConfiguration {
   /**
    * Chooses nodes in place of the ring. The node that owns a document by the ring calls it, and its
    * answer counts for all. It must be synchronous: an async function is an error. `null`, a node
-   * that is no member, a promise or a throw mean the ring; the last three are logged once.
+   * that is no member, a promise or a throw mean the ring; the last three are logged once. A pin
+   * (`migrateDocument`) comes before it: it is not called for a document whose pin holds.
    * Default: the ring.
    */
   customRoutingFunction?: CustomRoutingFunction | null;

@@ -1,6 +1,6 @@
 /**
  * The view as JavaScript sees it, and which member a document belongs to under it. Decides nothing
- * itself: the core computes owners, `customRoutingFunction` overrides them.
+ * itself: the core computes owners (a pin before the ring), and `customRoutingFunction` overrides the ring.
  */
 
 /** Names remembered per view. The ring answers the same again, so forgetting costs only time. */
@@ -150,6 +150,10 @@ export class Router {
 
   #choose(name) {
     if (this.#custom === undefined) return null;
+    // A pin was asked for by name, and a move that a function could overrule would never end. One whose node
+    // is away says nothing: the ring answers in its place.
+    const pin = this.pins[name];
+    if (pin !== undefined && this.ringOwner(name)?.node.id === pin) return null;
     let target = this.#chosen.get(name);
     if (target === undefined) {
       target = this.#evaluate(name);
