@@ -48,9 +48,8 @@ const handlerName = textRule(255);
  * @property {Map<string, import('./calls.js').DocumentHandler>} handlers the application's
  * @property {import('./request.js').ContextCodec} contexts
  * @property {import('./claims.js').Claims} claims
- * @property {(name: string) => 'served' | 'moving' | null} held how a document stands that is in memory here
+ * @property {import('./places.js').Places} places
  * @property {(name: string) => boolean} isAuthenticating whether somebody is being let in to a document
- * @property {(name: string) => boolean} isPlacedHere a function of its ring owner has placed a document here
  * @property {() => boolean} listening
  * @property {() => boolean} serving whether this node has joined and knows who owns what
  * @property {() => string} nodeId
@@ -68,13 +67,13 @@ export class Doors {
     const { core, router, log, instance, nodeId } = context;
     this.#placement = new Placement(context);
     this.#requests = new Requests(core, router, log);
+    context.places.start(this.#requests);
     const parts = { ...context, requests: this.#requests, placement: this.#placement };
     this.#documents = new DocumentCalls(parts);
     this.#cluster = new ClusterWide(parts);
     this.#direct = new DirectConnections({
       ...parts,
       broadcastStateless: (name, payload) => this.broadcastStateless(name, payload),
-      placedHere: context.isPlacedHere,
     });
     this.#documents.handle(INFO, documentInfo(instance, nodeId()));
     this.#documents.handle(STATELESS, (name, payload) => {
@@ -89,7 +88,7 @@ export class Doors {
   viewChanged() {
     this.#requests.viewChanged();
     this.#direct.viewChanged();
-    this.#placement.changed();
+    this.#placement.viewChanged();
   }
 
   rightChanged() {

@@ -30,6 +30,9 @@ const LONGEST = 2 ** 31 - 1;
 /** A node with another view is given so long to come to the sender's. ms */
 const OTHER_VIEW = 2_000;
 
+/** Changes kept for a document whose hooks do not end. bytes */
+const CHANGED = 64 * 1024 * 1024;
+
 /** Handoffs that wait for their view, or are on their way, at a time. */
 const AT_ONCE = 4_096;
 
@@ -41,6 +44,7 @@ const AT_ONCE = 4_096;
  * @property {import('./request.js').ContextCodec} contexts
  * @property {any} instance Hocuspocus
  * @property {import('./claims.js').Claims} claims
+ * @property {import('./places.js').Places} places
  * @property {() => void} changed what is held here is not what it was
  */
 
@@ -201,9 +205,9 @@ export class Imports {
 
   /** @param {Import} running */
   async #load(running) {
-    const { core, router } = this.#context;
+    const { core, router, instance } = this.#context;
     const { name, view } = running;
-    const own = router.owner(name)?.own === true;
+    const own = this.#isOurs(running);
     // Whoever holds it alone may give it to whoever owns it, whichever view either has. Where ours gives
     // it to somebody else, the next one decides, and then the one who gave it.
     const waits = !own && view !== router.hash && running.waits !== false;
@@ -216,7 +220,12 @@ export class Imports {
     }
     clearTimeout(running.waits || undefined);
     running.waits = false;
-    if (!own) return this.#refuse(running, 'it does not own the document');
+    await instance.loadingDocuments?.get(name)?.catch(() => {});
+    // A document that is made while an earlier one of its name is unloaded would be taken for that.
+    while (instance.unloadingDocuments?.has(name)) await instance.unloadingDocuments.get(name);
+    if (running.ended) return;
+    // Also after a view that came meanwhile: it would be settled, with a document here that nobody counted.
+    if (!this.#isOurs(running)) return this.#refuse(running, 'it does not own the document');
     if (!core.serves()) return this.#refuse(running, 'it may not serve now');
     running.document = await this.#open(running);
     for (const change of running.changes.splice(0)) apply(running.document, change);
@@ -228,13 +237,17 @@ export class Imports {
     running.stream.send(Kind.Accepted, '');
   }
 
+  /** Whether the view gives it to this node, or its ring owner has told the sender to. @param {Import} running */
+  #isOurs({ name, view, placed }) {
+    const { router, places } = this.#context;
+    if (placed && view === router.hash) places.place(name, router.stamp);
+    return places.isOurs(name);
+  }
+
   /** @param {Import} running */
   async #open(running) {
     const { instance, contexts } = this.#context;
     const { name, meta, state } = running;
-    await instance.loadingDocuments?.get(name)?.catch(() => {});
-    // A document that is made while an earlier one of its name is unloaded would be taken for that.
-    while (instance.unloadingDocuments?.has(name)) await instance.unloadingDocuments.get(name);
     const there = instance.documents.get(name);
     if (there !== undefined) {
       // Both had it: without Redis, and after a partition. Or the stream was lost, and it is sent again.
@@ -263,8 +276,10 @@ export class Imports {
   }
 
   #change(running, update) {
-    if (running.accepted) apply(running.document, update);
-    else running.changes.push(update);
+    if (running.accepted) return apply(running.document, update);
+    running.changes.push(update);
+    running.changed += update.length;
+    if (running.changed > CHANGED) this.#refuse(running, `more than ${CHANGED} bytes have changed while it was loaded`);
   }
 
   /** @param {Import} running @param {{ dirty: boolean, clients?: number }} last */
@@ -341,13 +356,15 @@ class Import {
   ended = false;
   /** @type {any} */
   document = null;
-  /** Changes that came before it was loaded. @type {Uint8Array[]} */
+  /** Changes that came before it was loaded, and their bytes. @type {Uint8Array[]} */
   changes = [];
+  changed = 0;
 
-  constructor(stream, { document, view, size, meta }) {
+  constructor(stream, { document, view, placed, size, meta }) {
     this.stream = stream;
     this.name = document;
     this.view = view;
+    this.placed = placed === true;
     this.size = size;
     this.meta = meta;
     this.state = new Uint8Array(size);

@@ -31,7 +31,7 @@ export class Router {
   #chosen = new Map();
   /** @type {readonly import('../index.js').NodeInfo[]} */
   #nodes = Object.freeze([]);
-  /** This node, also once it is no member any more. @type {Target | undefined} */
+  /** @type {Target | undefined} */
   #own;
   epoch = 0;
   /** Names the view to other nodes, whether they count it or not. */
@@ -77,9 +77,19 @@ export class Router {
     this.#chosen.clear();
   }
 
-  /** What names this view to other nodes; `null` where views have no agreed number. */
+  /** What names this view to other nodes: its hash where views have no agreed number. @returns {import('./places.js').Stamp} */
   get stamp() {
-    return this.#agreed ? this.epoch : null;
+    return this.#agreed ? this.epoch : this.hash;
+  }
+
+  /** Whether this node can place a document elsewhere that the ring gives it. */
+  get chooses() {
+    return this.#custom !== undefined;
+  }
+
+  /** This node, also once it is no member any more. */
+  get self() {
+    return this.#own;
   }
 
   get members() {
