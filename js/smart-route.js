@@ -20,7 +20,7 @@ import { Fence } from './fence.js';
 import { Handoffs } from './handoff.js';
 import { HealthEndpoint } from './health.js';
 import { Imports } from './imports.js';
-import { LinkSockets, dialsThroughPipe, pollsLinks, refuse } from './link-sockets.js';
+import { LinkSockets, dialsThroughPipe, pollsLinks, refuse, survive } from './link-sockets.js';
 import { Log } from './log.js';
 import { Management } from './management/index.js';
 import { loadNative } from './native.js';
@@ -206,6 +206,7 @@ export class SmartRoute extends EventEmitter {
 
   /** @param {import('@hocuspocus/server').onUpgradePayload} data */
   async onUpgrade({ request, socket, head }) {
+    survive(socket);
     // An empty rejection tells Hocuspocus that the socket is taken.
     if (this.handleUpgrade(request, socket, head)) throw null;
     if (this.#mustWait || this.#edge?.isLeaving || (this.#fence?.lapsed && this.#enforces)) {
