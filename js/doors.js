@@ -12,8 +12,9 @@ import { boolean, documentText, integerRule, isSet, readFields, shown, textRule,
 import { Placement } from './placement.js';
 import { Requests } from './requests.js';
 
-/** Name of the request that sends a stateless message to a document's clients. */
+/** Names of the requests that send a stateless message to a document's clients, and that tell of some who have left. */
 const STATELESS = 'stateless';
+const DEPARTED = 'departed';
 
 /** How long somebody waits who does not say. ms */
 const CALL = 10_000;
@@ -49,6 +50,7 @@ const handlerName = textRule(255);
  * @property {import('./request.js').ContextCodec} contexts
  * @property {import('./claims.js').Claims} claims
  * @property {import('./places.js').Places} places
+ * @property {import('./imports.js').Imports} imports
  * @property {(name: string) => boolean} isAuthenticating whether somebody is being let in to a document
  * @property {() => boolean} listening
  * @property {() => boolean} serving whether this node has joined and knows who owns what
@@ -56,6 +58,7 @@ const handlerName = textRule(255);
  */
 
 export class Doors {
+  #context;
   #placement;
   #requests;
   #documents;
@@ -64,7 +67,8 @@ export class Doors {
 
   /** @param {DoorsContext} context */
   constructor(context) {
-    const { core, router, log, instance, nodeId } = context;
+    const { core, router, log, instance, imports, nodeId } = context;
+    this.#context = context;
     this.#placement = new Placement(context);
     this.#requests = new Requests(core, router, log);
     context.places.start(this.#requests);
@@ -80,6 +84,9 @@ export class Doors {
       const document = instance.documents.get(name);
       document?.broadcastStateless(String(payload));
       return document?.connections.size ?? 0;
+    });
+    this.#documents.handle(DEPARTED, (name, clients) => {
+      if (Array.isArray(clients)) imports.departed(name, clients.filter(Number.isSafeInteger));
     });
   }
 
@@ -159,6 +166,12 @@ export class Doors {
       throw wrong('payload', 'a string, as for document.broadcastStateless()', shown(payload), 'Use JSON.stringify() for anything else.');
     }
     return this.#own(documentText(documentName, 'documentName'), STATELESS, payload, timeoutOf(options, CALL));
+  }
+
+  /** Clients have left while their document moved. @param {string} name @param {number[]} clients of awareness */
+  departed(name, clients) {
+    const { log } = this.#context;
+    this.#own(name, DEPARTED, clients, CALL).catch((error) => log.debug('departed', `the owner of ${name} was not told who has left: ${error.message}`));
   }
 
   #own(document, name, payload, timeout) {

@@ -97,6 +97,7 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
  * @property {import('./places.js').Places} places
  * @property {import('./fence.js').Fence} fence
  * @property {() => string} nodeId
+ * @property {(name: string, clients: number[]) => void} departed clients of awareness have left while their document moved
  */
 
 /** All client sockets of this node. */
@@ -497,10 +498,16 @@ export class EdgeSocket {
         if (route.stream === null) continue;
       }
       for (const address of route.addresses.values()) {
+        if (route.sealed || address.rehoming !== null) this.#departs(route, address);
         const held = route.sealed ? (route.held ?? []).filter((frame) => addressOf(frame) === address.address) : [];
         this.#setAside(route, address, [...held, ...(address.rehoming?.waiting ?? [])]);
       }
     }
+  }
+
+  /** Its next owner has never seen it, and would not tell the others that it is gone. */
+  #departs(route, address) {
+    if (address.clients.size > 0) this.#edge.context.departed(route.name, [...address.clients]);
   }
 
   /** What a client that is gone has written goes to the owner, whoever that is. */
@@ -513,6 +520,7 @@ export class EdgeSocket {
   /** A client closed a document before it was asked for its token: it would never answer. */
   #withdraw(route, address, frames) {
     this.#setAside(route, address, frames);
+    this.#departs(route, address);
     this.#endRehoming(address);
     this.#admitted(address);
     address.authenticated = false;

@@ -377,6 +377,8 @@ export class Handoffs {
     /** @type {Map<any, Marker>} */
     const markers = new Map();
     let clients = awaits(document);
+    const { meta } = document.awareness;
+    const awareness = [...document.awareness.getStates().keys()].map((client) => [client, meta.get(client)?.clock ?? 0]);
     for (const attachment of attachments(name)) {
       const mine = document.getConnections().filter((connection) => socketOf(connection) === attachment.webSocket);
       const addresses = mine.map((connection) => ({
@@ -392,7 +394,7 @@ export class Handoffs {
     }
     document.off('update', outgoing.onUpdate);
     takeOut(instance, document, 'SmartRoute: the document moved');
-    stream?.send(Kind.Released, JSON.stringify({ dirty, clients }));
+    stream?.send(Kind.Released, JSON.stringify({ dirty, clients, awareness }));
     for (const [attachment, marker] of markers) outgoing.frames += attachment.released(name, marker) ?? 0;
     leaves(name);
     end(instance, document);

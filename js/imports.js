@@ -14,6 +14,7 @@
  */
 
 import { Kind } from './core.js';
+import { awarenessGone } from './frames.js';
 import { end, storeSoon, takeOut } from './hocuspocus.js';
 import { readMeta, rebuild } from './request.js';
 import { applyUpdate } from './yjs.js';
@@ -56,7 +57,7 @@ export class Imports {
   #states = new Map();
   /** Documents that nobody may be served from yet. @type {Map<object, Import>} */
   #kept = new Map();
-  /** Documents whose clients are still on their way here, with how many of them. @type {Map<object, number>} */
+  /** Documents whose clients are still on their way here. @type {Map<object, Awaited>} */
   #awaited = new Map();
   /** Documents that were never this node's: they are not stored. @type {WeakSet<object>} */
   #gone = new WeakSet();
@@ -119,24 +120,62 @@ export class Imports {
    * @param {object} document
    */
   awaits(document) {
-    return this.#awaited.get(document) ?? 0;
+    return this.#awaited.get(document)?.left ?? 0;
   }
 
-  /** @param {any} document @param {number} clients */
-  #await(document, clients) {
+  /**
+   * Those that come have heard of everybody who was there before. Whoever has left meanwhile nobody would tell them
+   * of, and they would see it until its state is out of date.
+   *
+   * @param {any} document
+   * @param {number} clients
+   * @param {[number, number][]} awareness clients with states at its old owner, and their clocks
+   */
+  #await(document, clients, awareness) {
     if (clients === 0) return;
-    this.#awaited.set(document, clients);
+    const awaited = new Awaited(clients, awareness);
+    this.#awaited.set(document, awaited);
+    document.awareness.on('update', awaited.changed = ({ added, removed }) => {
+      for (const client of removed) awaited.gone.set(client, document.awareness.meta.get(client)?.clock ?? 0);
+      for (const client of added) awaited.gone.delete(client);
+    });
     const { addConnection } = document;
-    document.addConnection = (...connection) => {
-      const left = /** @type {number} */ (this.#awaited.get(document)) - 1;
-      if (left > 0) {
-        this.#awaited.set(document, left);
-      } else {
-        this.#awaited.delete(document);
-        delete document.addConnection;
+    document.addConnection = (connection, ...rest) => {
+      awaited.left--;
+      if (awaited.gone.size > 0) {
+        const frame = awarenessGone(connection.messageAddress ?? document.name, awaited.gone);
+        // It is being made.
+        setImmediate(() => connection.send(frame));
       }
-      return addConnection.apply(document, connection);
+      if (awaited.left === 0) this.#allHere(document);
+      return addConnection.call(document, connection, ...rest);
     };
+  }
+
+  /** All have come, or nobody waits for the others any more. @param {any} document */
+  #allHere(document) {
+    const awaited = this.#awaited.get(document);
+    if (awaited === undefined) return;
+    this.#awaited.delete(document);
+    delete document.addConnection;
+    document.awareness.off('update', awaited.changed);
+  }
+
+  /**
+   * Clients that had a document open at its old owner left before they came here.
+   *
+   * @param {string} name
+   * @param {number[]} clients of awareness
+   */
+  departed(name, clients) {
+    const document = this.#context.instance.documents.get(name);
+    const awaited = this.#awaited.get(document);
+    if (awaited === undefined) return;
+    const { states, meta } = document.awareness;
+    // One that has a state is back.
+    const removed = clients.filter((client) => awaited.states.has(client) && !states.has(client));
+    for (const client of removed) meta.set(client, { clock: awaited.states.get(client), lastUpdated: Date.now() });
+    if (removed.length > 0) document.awareness.emit('update', [{ added: [], updated: [], removed }, 'local']);
   }
 
   /**
@@ -282,25 +321,30 @@ export class Imports {
     if (running.changed > CHANGED) this.#refuse(running, `more than ${CHANGED} bytes have changed while it was loaded`);
   }
 
-  /** @param {Import} running @param {{ dirty: boolean, clients?: number }} last */
-  #released(running, { dirty, clients = 0 }) {
+  /** @param {Import} running @param {{ dirty: boolean, clients?: number, awareness?: [number, number][] }} last */
+  #released(running, { dirty, clients = 0, awareness = [] }) {
     if (!running.accepted || !this.#end(running)) return;
     running.stream.send(Kind.Taken, '');
     running.stream.close(1000, '');
-    this.#serve(running.document, dirty === true, clients);
+    this.#serve(running.document, dirty === true, clients, awareness);
     this.#context.claims.grant(running.name);
     this.#context.changed();
   }
 
-  /** @param {any} document @param {boolean} dirty @param {number} clients who had it open at its old owner */
-  #serve(document, dirty, clients) {
+  /**
+   * @param {any} document
+   * @param {boolean} dirty
+   * @param {number} clients who had it open at its old owner
+   * @param {[number, number][]} awareness
+   */
+  #serve(document, dirty, clients, awareness) {
     const { instance } = this.#context;
     this.#kept.delete(document);
     if (instance.documents.get(document.name) !== document) return;
-    this.#await(document, clients);
+    this.#await(document, clients, awareness);
     if (dirty) storeSoon(instance, document);
     setTimeout(() => {
-      if (this.#awaited.delete(document)) delete document.addConnection;
+      this.#allHere(document);
       if (instance.documents.get(document.name) === document) instance.unloadDocument(document).catch(() => {});
     }, IDLE).unref();
   }
@@ -346,6 +390,19 @@ export class Imports {
 
 /** A hook wrote what it had loaded into a document that has it already. */
 class Written extends Error {}
+
+/** Clients of a document that has come here before them. */
+class Awaited {
+  /** Who has left since. @type {Map<number, number>} */
+  gone = new Map();
+  changed = (_) => {};
+
+  /** @param {number} left how many are still to come @param {[number, number][]} awareness */
+  constructor(left, awareness) {
+    this.left = left;
+    this.states = new Map(awareness);
+  }
+}
 
 /** A document on its way here. */
 class Import {

@@ -411,12 +411,18 @@ export class SmartRoute extends EventEmitter {
     };
     const own = { listening: () => this.#listening, serving: () => this.#serving(), nodeId };
     this.#owner = new Owner({ ...sockets, session: (kind, bytes, stream) => this.#session(kind, bytes, stream) });
-    this.#edge = new Edge({ ...sockets, ...own, tick: (now) => this.#owner.tick(now) });
+    this.#edge = new Edge({
+      ...sockets,
+      ...own,
+      tick: (now) => this.#owner.tick(now),
+      departed: (name, clients) => this.#doors?.departed(name, clients),
+    });
     this.#doors = new Doors({
       ...shared,
       ...own,
       edge: this.#edge,
       owner: this.#owner,
+      imports: this.#imports,
       handlers: this.#handlers,
       ...lettingIn,
     });
