@@ -5,6 +5,7 @@ import { test } from 'node:test';
 
 import { connect, startCluster, synced, until } from './support/cluster.mjs';
 import { UNNOTICED, database, everybodyHas, holders, names, settled, startGrowing, types, watch } from './support/moves.mjs';
+import { startRedis } from './support/redis.mjs';
 
 /** A function that places everything at a node, where that is there. */
 const placesAt = (id) => (_, nodes) => nodes.find((node) => node.id === id) ?? null;
@@ -72,3 +73,65 @@ test('a node joins and leaves, and the function follows: live moves, nobody noti
   await settled(nodes, documents, []);
   await unnoticed(nodes);
 });
+
+/** Notes whenever a client is let in to a document that somebody has open at another node: two owners. */
+function watchOwners() {
+  const nodes = [];
+  const twice = [];
+  const openAt = (name) => nodes.filter(({ hocuspocus }) => (hocuspocus.documents.get(name)?.getConnectionsCount() ?? 0) > 0).map(({ id }) => id);
+  const extension = { extensionName: 'watch', connected: async ({ documentName }) => void note(documentName) };
+  const note = (name) => {
+    const at = openAt(name);
+    if (at.length > 1) twice.push(`${name} at ${at}`);
+  };
+  return { nodes, twice, note, extension };
+}
+
+for (const kind of ['with leases', 'without Redis']) {
+  test(`functions that differ between nodes, ${kind}: one owner at a time through joins, pins and leaves, with clients that come and go`, { timeout: 180_000 }, async (t) => {
+    const redis = kind === 'with leases' ? (await startRedis(t)).url : undefined;
+    const { rows, ...hooks } = database();
+    const owners = watchOwners();
+    const { nodes, more } = await startGrowing(t, 3, (index) => ({
+      server: hooks,
+      extensions: [owners.extension],
+      smartRoute: {
+        redis,
+        // One has none. The others want each document somewhere else.
+        customRoutingFunction: index === 1 ? undefined : (name, all) => all[(index + Number(name.split('-')[1])) % all.length],
+      },
+    }));
+    owners.nodes.push(...nodes);
+    await until(() => nodes.every(({ smartRoute }) => smartRoute.isInitialized), 'all serve', 30_000);
+    const documents = names(9);
+    const { unnoticed } = await typing(t, nodes, documents);
+    const sampling = setInterval(() => documents.forEach(owners.note), 3);
+    t.after(() => clearInterval(sampling));
+    // Newcomers, one after the other, at any node, for as long as it takes.
+    let coming = true;
+    const visits = (async () => {
+      for (let n = 0; coming; n++) {
+        const visitor = connect(t, nodes[n % 3], documents[n % documents.length]);
+        await synced(visitor);
+        visitor.destroy();
+      }
+      return true;
+    })();
+    for (let round = 0; round < 2; round++) {
+      const joined = await more();
+      owners.nodes.push(joined);
+      await until(() => joined.smartRoute.isInitialized, 'the new node serves', 30_000);
+      await nodes[round].smartRoute.migrateDocument(documents[round], nodes[2].id);
+      await nodes[2].smartRoute.migrateDocument(documents[round], joined.id);
+      nodes.pop();
+      await joined.server.destroy();
+      await nodes[round].smartRoute.unpinDocument(documents[round]);
+    }
+    coming = false;
+    assert.ok(await visits);
+    await until(() => documents.every((name) => holders(nodes, name).length === 1), 'each is at one node only', 30_000);
+    await unnoticed(nodes);
+    clearInterval(sampling);
+    assert.deepEqual(owners.twice, []);
+  });
+}
