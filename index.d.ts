@@ -312,9 +312,18 @@ export interface SmartRouteConfiguration {
    */
   rehomeAuth?: 'token' | 'session' | null;
   /**
+   * Whether documents that this node has open move when a node joins or a weight changes: `'gradual'`, they are
+   * handed over, `migrationConcurrency` at a time; `'off'`, they stay as long as they are open, with all who
+   * open them meanwhile, and are opened where they belong after that. A node that leaves, drains or is removed
+   * hands over in any case, and so does a pin, or one that is taken away. Set it alike on all nodes. Anything
+   * else is an error. Default `'gradual'`.
+   */
+  rebalance?: 'gradual' | 'off' | null;
+  /**
    * Chooses nodes in place of the ring. The node that owns a document by the ring calls it, and its
    * answer counts for all. It must be synchronous: an async function is an error. `null`, a node
-   * that is no member, a promise or a throw mean the ring; the last three are logged once.
+   * that is no member, a promise or a throw mean the ring; the last three are logged once. A pin
+   * (`migrateDocument`) comes before it: it is not called for a document whose pin holds.
    * Default: the ring.
    */
   customRoutingFunction?: CustomRoutingFunction | null;
@@ -519,6 +528,7 @@ export interface ResolvedConfiguration {
   readonly drainTimeout: number;
   readonly storeGrace: number;
   readonly rehomeAuth: 'token' | 'session';
+  readonly rebalance: 'gradual' | 'off';
   readonly customRoutingFunction: CustomRoutingFunction | undefined;
   readonly debugMode: boolean;
   readonly virtualNodes: number;
@@ -703,8 +713,11 @@ export interface Migration {
   readonly to: string;
   /** Epoch of the view that gives it to the other node. */
   readonly epoch: number;
-  /** `preparing`: it is stored. `sealed`, `transferring`: its state is sent. `releasing`: the other node has it, a store ends here. */
-  readonly state: 'queued' | 'preparing' | 'sealed' | 'transferring' | 'releasing' | 'completed' | 'failed';
+  /**
+   * `preparing`: it is stored. `transferring`: its state is sent, and the other node loads it, while it is served
+   * here. `sealed`: nothing more is let in. `releasing`: a store ends here.
+   */
+  readonly state: 'queued' | 'preparing' | 'transferring' | 'sealed' | 'releasing' | 'completed' | 'failed';
   readonly startedAt: Date;
   readonly endedAt: Date | null;
   /** Of its state, as sent. */

@@ -262,6 +262,7 @@ const wrongValues = {
   migrationTimeout: [MILLISECONDS, badMilliseconds],
   drainTimeout: [MILLISECONDS, badMilliseconds],
   rehomeAuth: ['"token" or "session"', [['cookie', '"cookie"'], [true, 'true']]],
+  rebalance: ['"gradual" or "off"', [['on', '"on"'], [false, 'false']]],
   storeGrace: [
     'an integer of milliseconds from 0 to 2147483647',
     [
@@ -529,6 +530,7 @@ describe('defaults', () => {
     drainTimeout: 25000,
     storeGrace: 5000,
     rehomeAuth: 'token',
+    rebalance: 'gradual',
     customRoutingFunction: undefined,
     debugMode: false,
     virtualNodes: 150,
@@ -588,6 +590,7 @@ describe('accepted values', () => {
     drainTimeout: [1],
     storeGrace: [0, 2 ** 31 - 1],
     rehomeAuth: ['token', 'session'],
+    rebalance: ['gradual', 'off'],
     customRoutingFunction: [() => null],
     debugMode: [true],
     virtualNodes: [1, 10000],

@@ -5,7 +5,7 @@
 
 import { SmartRouteError, codes } from './errors.js';
 import { decodeValue, encodeValue } from './payload.js';
-import { HERE } from './placement.js';
+import { HERE, isStamp } from './places.js';
 import { wasNotReached } from './requests.js';
 
 /** Name of the request that carries them. */
@@ -129,7 +129,7 @@ function checked(payload) {
     typeof name === 'string' &&
     (kind === 'application' || kind === 'own') &&
     typeof onlyIfOpen === 'boolean' &&
-    (placed === undefined || placed === null || Number.isSafeInteger(placed));
+    (placed === undefined || isStamp(placed));
   if (!valid) throw new TypeError('malformed document request');
   return { document, kind, name, payload: inner, onlyIfOpen, placed };
 }

@@ -15,8 +15,9 @@ const PER_CLAIM = 256;
 const WAITING = 1_024;
 
 /**
- * Somebody whose frames wait for a document.
- * @typedef {{ granted: (name: string) => void }} Waiter
+ * Somebody whose frames wait for a document. `granted`: where it is served is known now; `servedBy`: by a node
+ * that has had it and goes on until it has handed it over.
+ * @typedef {{ granted: (name: string) => void, servedBy?: (name: string, node: string) => void }} Waiter
  */
 
 /**
@@ -30,7 +31,9 @@ const WAITING = 1_024;
  * @typedef {object} ClaimsContext
  * @property {import('./core.js').Core} core
  * @property {import('./router.js').Router} router
+ * @property {import('./places.js').Places} places
  * @property {(name: string) => boolean} holds whether a document is held at this node
+ * @property {(name: string) => boolean} serves whether one is that clients can be let in to here
  * @property {(name: string) => void} granted it is this node's from now on
  * @property {(name: string) => void} wanted another node waits for a document that is held here
  */
@@ -61,9 +64,22 @@ export class Claims {
     this.#context = context;
   }
 
-  /** Whether a document that the view gives this node may be served. @param {string} name */
+  /** Whether this node may serve a document that the ring gives it, or say where its function places it. @param {string} name */
   entitles(name) {
-    return this.#context.core.entitles(name) || this.#granted.has(name);
+    const { core, places } = this.#context;
+    if (core.servesAll || this.#granted.has(name)) return true;
+    return places.keeper(name) === undefined && this.#hasIt(name);
+  }
+
+  /**
+   * Whether no other node can hold it but one that keeps it while it is open. A document that was this node's in
+   * every view may still have been placed elsewhere by its function, which answers anew in each.
+   *
+   * @param {string} name
+   */
+  #hasIt(name) {
+    const { core, router } = this.#context;
+    return core.entitles(name) && (!router.chooses || core.isSettled());
   }
 
   /**
@@ -84,28 +100,35 @@ export class Claims {
 
   /** Its earlier owner has handed it over, or there is none. @param {string} name */
   grant(name) {
-    // A later view may have come first, in which this node only passes it on; a grant that outlived that
-    // view would make two owners where the one after it gives the document back.
-    if (this.#context.router.owner(name)?.own !== true) return;
-    this.#granted.add(name);
     this.#context.granted(name);
+    // A later view may have come first, in which this node only passes it on, or its ring owner has placed it
+    // here: a grant that outlived that view would make two owners where the one after it gives the document back.
+    if (this.#context.router.ringOwner(name)?.own === true) this.#granted.add(name);
     this.#tell(name);
   }
 
   #tell(name) {
-    const waiters = this.#waiters.get(name);
-    this.#waiters.delete(name);
     this.#free.delete(name);
-    for (const waiter of waiters ?? []) waiter.granted(name);
+    for (const waiter of this.#takeWaiters(name)) waiter.granted(name);
+  }
+
+  #takeWaiters(name) {
+    const waiters = this.#waiters.get(name) ?? [];
+    this.#waiters.delete(name);
+    return waiters;
   }
 
   /** Another view: what others said under the last one is void. */
   viewChanged() {
-    const { router } = this.#context;
+    const { router, holds } = this.#context;
     this.#round++;
     this.#free.clear();
     this.#asked.clear();
-    for (const name of this.#granted) if (router.owner(name)?.own !== true) this.#granted.delete(name);
+    for (const name of this.#granted) {
+      // What its function placed elsewhere may be there.
+      const keeps = router.ringOwner(name)?.own === true && (!router.chooses || holds(name));
+      if (!keeps) this.#granted.delete(name);
+    }
     for (const [stream, { view, documents }] of [...this.#early]) {
       if (view !== router.hash) continue;
       this.#early.delete(stream);
@@ -116,7 +139,9 @@ export class Claims {
 
   /** Settled, or served again: those that wait look for themselves. */
   rightChanged() {
-    for (const name of [...this.#waiters.keys()]) if (this.entitles(name)) this.#tell(name);
+    const { places } = this.#context;
+    for (const name of [...this.#waiters.keys()]) if (places.of(name) !== null) this.#tell(name);
+    this.#schedule();
   }
 
   /** This node lost its place in the cluster. */
@@ -138,23 +163,26 @@ export class Claims {
   #claim() {
     clearTimeout(this.#again);
     if (this.#ended || this.#waiters.size === 0) return;
-    const { core, router } = this.#context;
+    const { core, router, places, holds } = this.#context;
+    // Whoever may not serve needs nothing; it looks again when it may.
+    if (!core.serves()) return;
     const others = router.members.filter(({ own, spoken, state }) => !own && spoken && state !== 'joining');
     /** @type {Map<import('./router.js').Target, string[]>} */
     const questions = new Map();
     for (const name of [...this.#waiters.keys()]) {
-      // Whoever waits hears of the new view by itself.
-      if (router.owner(name)?.own !== true) {
-        this.#waiters.delete(name);
-        continue;
-      }
-      if (core.entitles(name)) {
+      if (places.of(name) !== null) {
         this.#tell(name);
         continue;
       }
-      const open = others.filter(({ node }) => !this.#free.get(name)?.has(node.id));
+      // On its way here or away: looked at again in a while.
+      if (router.ringOwner(name)?.own !== true) continue;
+      const keeper = places.keeper(name);
+      const concerned = keeper !== undefined && this.#hasIt(name) ? others.filter(({ node }) => node.id === keeper) : others;
+      const open = concerned.filter(({ node }) => !this.#free.get(name)?.has(node.id));
       if (open.length === 0) {
-        this.grant(name);
+        places.freed(name);
+        // Until it has left this node, its function's word is not to be followed.
+        if (router.route(name)?.target.own === true || !holds(name)) this.grant(name);
         continue;
       }
       for (const target of open) {
@@ -191,8 +219,9 @@ export class Claims {
         core.close(link, stream, 1000, '');
         over();
         if (this.#round !== round) return;
-        const { held } = JSON.parse(decoder.decode(bytes));
+        const { held, served } = JSON.parse(decoder.decode(bytes));
         for (const name of documents) if (!held.includes(name)) this.#isFree(name, id);
+        for (const name of served) for (const waiter of this.#takeWaiters(name)) waiter.servedBy?.(name, id);
         // What is held is asked for again in a while; what is not may be free now.
         if (held.length < documents.length) this.#schedule();
       },
@@ -224,10 +253,10 @@ export class Claims {
   }
 
   #answer(stream, documents) {
-    const { holds, wanted } = this.#context;
+    const { holds, serves, wanted } = this.#context;
     const held = documents.filter(holds);
     for (const name of held) wanted(name);
-    stream.send(Kind.Claimed, JSON.stringify({ held }));
+    stream.send(Kind.Claimed, JSON.stringify({ held, served: held.filter(serves) }));
   }
 
   destroy() {

@@ -21,7 +21,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Kind } from './core.js';
 import { SmartRouteError, codes } from './errors.js';
 import { decodeError, encodeError } from './payload.js';
-import { HERE } from './placement.js';
+import { HERE, isStamp } from './places.js';
 import { applyUpdate, encodeStateAsUpdate, encodeStateVector, loadHocuspocus } from './yjs.js';
 
 const decoder = new TextDecoder();
@@ -57,7 +57,7 @@ const SKIP_STORE = 1;
  * @property {(name: string) => boolean} isAuthenticating whether somebody is being let in to a document
  * @property {() => boolean} listening
  * @property {(name: string, payload: string) => Promise<unknown>} broadcastStateless
- * @property {(name: string) => boolean} placedHere a client's document that another node's function has placed here
+ * @property {import('./places.js').Places} places
  */
 
 export class DirectConnections {
@@ -90,11 +90,11 @@ export class DirectConnections {
 
   /** The last guard, for whatever loads a document: this node must be its owner. @param {string} name */
   #requireOwner(name) {
-    const { router, placedHere, isAuthenticating } = this.#context;
+    const { router, places, isAuthenticating } = this.#context;
     const target = router.route(name)?.target;
     // Somebody who was let in before the view has changed: it is handed over once it is loaded.
     if (isAuthenticating(name)) return;
-    if (target === undefined || target.own || placedHere(name) || [...this.#hosts].some((host) => host.placedHere(name))) return;
+    if (target === undefined || places.isOurs(name)) return;
     throw new SmartRouteError(
       codes.NOT_OWNER,
       `${name} belongs to ${target.node.id} and was not loaded here as well: use hocuspocus.openDirectConnection() ` +
@@ -187,7 +187,7 @@ export class DirectConnections {
   viewChanged(name) {
     const { placement } = this.#context;
     const concerns = (one) => name === undefined || one.name === name;
-    for (const host of [...this.#hosts].filter(concerns)) host.viewChanged();
+    for (const host of [...this.#hosts].filter(concerns)) host.rightChanged();
     for (const local of [...this.#locals].filter(concerns)) {
       if (isMoved(placement.of(local.name))) local.leave();
     }
@@ -621,12 +621,6 @@ class Host {
     return this.#opening.document;
   }
 
-  /** @param {string} name */
-  placedHere(name) {
-    const { document, placed } = this.#opening;
-    return name === document && placed !== undefined && placed === this.#context.router.stamp;
-  }
-
   /** @param {() => any} context @param {Uint8Array} [vector] what the replica has */
   async open(context, vector) {
     const { placement, open } = this.#context;
@@ -721,14 +715,6 @@ class Host {
     this.end(1011, 'SmartRoute: refused');
   }
 
-  viewChanged() {
-    const { placed } = this.#opening;
-    // Where another node's function placed the document, only that node can say whether it still does.
-    const placedBefore = placed === null || (placed !== undefined && placed < this.#context.router.epoch);
-    if (placedBefore && !this.#leaves) return this.end(AGAIN, 'SmartRoute: document moved');
-    this.rightChanged();
-  }
-
   /** Also after a view: what waited goes on, or elsewhere. */
   rightChanged() {
     const { placement } = this.#context;
@@ -800,7 +786,7 @@ function readOpening(bytes) {
     const valid =
       typeof document === 'string' &&
       (context === null || typeof context === 'string') &&
-      (placed === undefined || placed === null || Number.isSafeInteger(placed));
+      (placed === undefined || isStamp(placed));
     return valid ? { document, context, placed, vector } : null;
   } catch {
     return null;
@@ -809,6 +795,7 @@ function readOpening(bytes) {
 
 /** @param {Uint8Array} bytes @returns {import('./placement.js').Moved | null} */
 function readMoved(bytes) {
-  const { node, epoch, decided } = JSON.parse(decoder.decode(bytes));
-  return typeof node === 'string' && typeof decided === 'boolean' && (epoch === null || Number.isSafeInteger(epoch)) ? { node, epoch, decided } : null;
+  const { node, epoch, decided, held = false } = JSON.parse(decoder.decode(bytes));
+  const valid = typeof node === 'string' && typeof decided === 'boolean' && typeof held === 'boolean' && isStamp(epoch);
+  return valid ? { node, epoch, decided, held } : null;
 }

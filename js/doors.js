@@ -13,8 +13,9 @@ import { Placement } from './placement.js';
 import { PublicUrls } from './redirect.js';
 import { Requests } from './requests.js';
 
-/** Name of the request that sends a stateless message to a document's clients. */
+/** Names of the requests that send a stateless message to a document's clients, and that tell of some who have left. */
 const STATELESS = 'stateless';
+const DEPARTED = 'departed';
 
 /** How long somebody waits who does not say. ms */
 const CALL = 10_000;
@@ -49,15 +50,16 @@ const handlerName = textRule(255);
  * @property {Map<string, import('./calls.js').DocumentHandler>} handlers the application's
  * @property {import('./request.js').ContextCodec} contexts
  * @property {import('./claims.js').Claims} claims
- * @property {(name: string) => 'served' | 'moving' | null} held how a document stands that is in memory here
+ * @property {import('./places.js').Places} places
+ * @property {import('./imports.js').Imports} imports
  * @property {(name: string) => boolean} isAuthenticating whether somebody is being let in to a document
- * @property {(name: string) => boolean} isPlacedHere a function of its ring owner has placed a document here
  * @property {() => boolean} listening
  * @property {() => boolean} serving whether this node has joined and knows who owns what
  * @property {() => string} nodeId
  */
 
 export class Doors {
+  #context;
   #placement;
   #requests;
   #documents;
@@ -67,16 +69,17 @@ export class Doors {
 
   /** @param {DoorsContext} context */
   constructor(context) {
-    const { core, router, log, instance, nodeId } = context;
+    const { core, router, log, instance, imports, nodeId } = context;
+    this.#context = context;
     this.#placement = new Placement(context);
     this.#requests = new Requests(core, router, log);
+    context.places.start(this.#requests);
     const parts = { ...context, requests: this.#requests, placement: this.#placement };
     this.#documents = new DocumentCalls(parts);
     this.#cluster = new ClusterWide(parts);
     this.#direct = new DirectConnections({
       ...parts,
       broadcastStateless: (name, payload) => this.broadcastStateless(name, payload),
-      placedHere: context.isPlacedHere,
     });
     this.#publicUrls = new PublicUrls(this.#requests, context.options, (nodeId) => context.edge.publicUrlLearned(nodeId));
     this.#documents.handle(INFO, documentInfo(instance, nodeId()));
@@ -85,6 +88,9 @@ export class Doors {
       document?.broadcastStateless(String(payload));
       return document?.connections.size ?? 0;
     });
+    this.#documents.handle(DEPARTED, (name, clients) => {
+      if (Array.isArray(clients)) imports.departed(name, clients.filter(Number.isSafeInteger));
+    });
   }
 
   // ── What the node tells ──────────────────────────────────────────────────────────────────────
@@ -92,7 +98,7 @@ export class Doors {
   viewChanged() {
     this.#requests.viewChanged();
     this.#direct.viewChanged();
-    this.#placement.changed();
+    this.#placement.viewChanged();
   }
 
   rightChanged() {
@@ -175,6 +181,12 @@ export class Doors {
       throw wrong('payload', 'a string, as for document.broadcastStateless()', shown(payload), 'Use JSON.stringify() for anything else.');
     }
     return this.#own(documentText(documentName, 'documentName'), STATELESS, payload, timeoutOf(options, CALL));
+  }
+
+  /** Clients have left while their document moved. @param {string} name @param {number[]} clients of awareness */
+  departed(name, clients) {
+    const { log } = this.#context;
+    this.#own(name, DEPARTED, clients, CALL).catch((error) => log.debug('departed', `the owner of ${name} was not told who has left: ${error.message}`));
   }
 
   #own(document, name, payload, timeout) {

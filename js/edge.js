@@ -12,6 +12,7 @@
  * | local         | frame, while this node may not serve   | held    |
  * | –, held       | route is another node                  | remote  |
  * | –, held       | route is another node, `reject`        | refused |
+ * | local         | frame of a document that this node only held, and does not any more | – |
  * | remote        | MOVED from the owner                   | held    |
  * | held          | SETTLED: what came back, then the queue | local, remote |
  * | held          | SETTLED by an owner that has another view | held    |
@@ -45,6 +46,7 @@ import {
 import { admits, authenticatingOf, forgetQueued } from './hocuspocus.js';
 import { letIn } from './session.js';
 import { readMarker } from './handoff.js';
+import { HERE } from './places.js';
 import { NOTHING_KNOWN, Rehoming, Step, asksAcknowledgement, isAnswer } from './rehome.js';
 import { describe } from './request.js';
 
@@ -102,9 +104,11 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
  * @property {(now: number) => void} tick called when sockets are looked at
  * @property {() => boolean} serving whether this node has joined and knows who owns what
  * @property {import('./claims.js').Claims} claims
+ * @property {import('./places.js').Places} places
  * @property {import('./fence.js').Fence} fence
  * @property {() => string} nodeId
  * @property {(nodeId: string) => string | undefined} publicUrl where clients reach another node
+ * @property {(name: string, clients: number[]) => void} departed clients of awareness have left while their document moved
  */
 
 /** All client sockets of this node. */
@@ -242,11 +246,6 @@ export class Edge {
     return this.#destroyed;
   }
 
-  /** Whether a document is served here by the word of another node's function. @param {string} name */
-  hasPlaced(name) {
-    return [...this.#sockets].some((socket) => socket.hasPlaced(name));
-  }
-
   /** Sockets with a document open on them, wherever it is. */
   get connections() {
     let count = 0;
@@ -271,8 +270,9 @@ export class Edge {
 /**
  * @typedef {object} Moved
  * @property {string} node
- * @property {number | null} epoch stamp of the view under which it said so
- * @property {boolean} decided it is the ring owner, and its function chose the node
+ * @property {import('./places.js').Stamp} epoch stamp of the view under which it said so
+ * @property {boolean} decided it is the ring owner, and has the last word
+ * @property {boolean} [held] that node has held the document since an earlier view, and serves it as long as it does
  */
 
 /** One address of one socket: a document, or a provider's session on it. */
@@ -309,6 +309,8 @@ class Route {
   constructor(name) {
     this.name = name;
     this.local = false;
+    /** It is local because this node holds it, and for as long as it does: the view gives it to another one. */
+    this.lingers = false;
     /** @type {EdgeStream | null} */
     this.stream = null;
     /** Placed by another node's word rather than by the ring. */
@@ -449,6 +451,8 @@ export class EdgeSocket {
     const route = /** @type {Route} */ (this.#lastRoute);
     const address = /** @type {Address} */ (this.#lastAddress);
     if (data[/** @type {Uint8Array} */ (this.#lastHead).length] === MessageType.Auth) this.#shown(address, data);
+    if (route.lingers && route.local) this.#look(route);
+    if (this.#closed) return;
     if (address.rehoming !== null) {
       this.#elsewhere(route, address, data);
     } else if (route.local && this.#edge.context.core.serves()) {
@@ -522,10 +526,16 @@ export class EdgeSocket {
         if (route.stream === null) continue;
       }
       for (const address of route.addresses.values()) {
+        if (route.sealed || address.rehoming !== null) this.#departs(route, address);
         const held = route.sealed ? (route.held ?? []).filter((frame) => addressOf(frame) === address.address) : [];
         this.#setAside(route, address, [...held, ...(address.rehoming?.waiting ?? [])]);
       }
     }
+  }
+
+  /** Its next owner has never seen it, and would not tell the others that it is gone. */
+  #departs(route, address) {
+    if (address.clients.size > 0) this.#edge.context.departed(route.name, [...address.clients]);
   }
 
   /** What a client that is gone has written goes to the owner, whoever that is. */
@@ -538,17 +548,12 @@ export class EdgeSocket {
   /** A client closed a document before it was asked for its token: it would never answer. */
   #withdraw(route, address, frames) {
     this.#setAside(route, address, frames);
+    this.#departs(route, address);
     this.#endRehoming(address);
     this.#admitted(address);
     address.authenticated = false;
     address.unacknowledged = 0;
     address.clients = new Set();
-  }
-
-  /** @param {string} name */
-  hasPlaced(name) {
-    const route = this.#routes.get(name);
-    return route?.local === true && route.decided;
   }
 
   get hasDocuments() {
@@ -576,28 +581,45 @@ export class EdgeSocket {
 
   /** @param {Route} route */
   #resolve(route) {
-    const { core, router, serving, options, claims } = this.#edge.context;
-    const found = serving() ? router.route(route.name) : undefined;
-    // A function's word is the ring owner's, which it gives once it is the owner.
-    const owns = found !== undefined && (found.target.own || found.decided);
-    const entitled = !owns || (core.serves() && claims.entitles(route.name));
-    const waits = found === undefined || !entitled || (!found.target.own && found.target.link === null);
-    if (waits) {
+    const { router, serving, claims, places } = this.#edge.context;
+    const found = serving() ? places.of(route.name) : undefined;
+    if (found === HERE) return this.#assign(route, /** @type {import('./router.js').Target} */ (router.self), false);
+    if (found) return this.#goTo(route, found.target, found.decided);
+    this.#hold(route);
+    if (found === null) claims.want(route.name, this);
+  }
+
+  /**
+   * Its frames are another node's, once there is a way to it.
+   *
+   * @param {Route} route
+   * @param {import('./router.js').Target} target
+   * @param {boolean} decided
+   */
+  #goTo(route, target, decided) {
+    if (target.link === null) {
       this.#hold(route);
-      if (!entitled) claims.want(route.name, this);
-    } else if (!found.target.own && options.misroute === 'reject') {
-      const { id, address, port } = found.target.node;
+    } else if (this.#edge.context.options.misroute === 'reject') {
+      const { id, address, port } = target.node;
       route.refused = `this document belongs to ${id} at ${address}:${port}`;
       route.held = null;
     } else {
-      this.#assign(route, found.target, found.decided);
+      this.#assign(route, target, decided);
     }
+  }
+
+  /** Another node holds it, and serves it until it has handed it over. @param {string} name @param {string} node */
+  servedBy(name, node) {
+    const route = this.#routes.get(name);
+    if (route === undefined || this.#closed || !this.#isWaiting(route)) return;
+    const target = this.#edge.context.router.member(node);
+    if (target !== undefined && !target.own) this.#goTo(route, target, false);
   }
 
   /**
    * @param {Route} route
    * @param {import('./router.js').Target} target
-   * @param {boolean} decided
+   * @param {boolean} decided its ring owner has placed it there, which the target is to be told
    */
   #assign(route, target, decided) {
     this.#edge.context.log.debug('route', () => `${route.name} is at ${target.node.id}`, {
@@ -606,6 +628,7 @@ export class EdgeSocket {
       by: decided ? 'custom' : 'ring',
     });
     route.local = target.own;
+    route.lingers = target.own && !this.#edge.context.places.isOurs(route.name);
     route.decided = decided;
     route.stream = target.own ? null : this.#streamTo(target);
     if (!target.own && route.stream === null) return;
@@ -1135,8 +1158,8 @@ export class EdgeSocket {
   settled(stream, name) {
     const route = this.#routes.get(name);
     if (route === undefined || route.stream !== stream || route.movedTo === null) return;
-    const { router } = this.#edge.context;
-    const { node, epoch, decided } = route.movedTo;
+    const { router, places } = this.#edge.context;
+    const { node, epoch, decided, held = false } = route.movedTo;
     route.movedTo = null;
     if (route.marker !== null) return this.#rehome(route, route.marker);
     if (route.stays) return this.unsealed(stream, name);
@@ -1154,7 +1177,9 @@ export class EdgeSocket {
       this.close(RECONNECT, 'SmartRoute: the owner is not known here yet, reconnect');
       return;
     }
-    this.#assign(route, target, true);
+    if (!target.own) return this.#assign(route, target, !held);
+    if (!held) places.place(route.name, epoch);
+    this.#resolve(route);
   }
 
   /** Addresses on their way wait for another owner again, with what came back of theirs. @param {Route} route */
@@ -1205,9 +1230,14 @@ export class EdgeSocket {
     for (const route of routes) if (!this.#closed) this.#rehome(route, null);
   }
 
+  /** Whether its frames wait for an owner, and for nothing else. @param {Route} route */
+  #isWaiting(route) {
+    return route.held !== null && route.movedTo === null && !route.sealed;
+  }
+
   /** Looks again where a held document's frames are to go. Whether it is one that waits for that. */
   #retry(route) {
-    if (this.#closed || route.held === null || route.movedTo !== null || route.sealed) return false;
+    if (this.#closed || !this.#isWaiting(route)) return false;
     this.#resolve(route);
     return true;
   }
@@ -1234,19 +1264,24 @@ export class EdgeSocket {
 
   /** What is to be done where a document has another owner under a new view, and its old one says nothing. */
   #review(route) {
-    const { router, fence, options } = this.#edge.context;
+    const { router, places, options } = this.#edge.context;
     const target = router.owner(route.name);
     if (route.refused !== null) {
       if (target?.own) this.#forgetRoute(route);
-    } else if (route.local && target !== undefined && !target.own) {
-      if (options.misroute === 'reject') return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
-      if (fence.holds(route.name)) return;
-      // Nobody has been let in yet.
-      route.local = false;
-      this.#hold(route);
-      this.giveBackQueued(route.name);
-      this.#resolve(route);
+    } else if (route.local && target !== undefined) {
+      route.lingers = !places.isOurs(route.name);
+      if (!target.own && options.misroute === 'reject') return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
+      if (route.lingers) this.#look(route);
     }
+  }
+
+  /** What this node has only because it holds it goes elsewhere once it does not: nobody is let in here, then. @param {Route} route */
+  #look(route) {
+    if (this.#edge.context.fence.holds(route.name)) return;
+    route.local = false;
+    this.#hold(route);
+    this.giveBackQueued(route.name);
+    this.#resolve(route);
   }
 
   addRoutes(routes) {

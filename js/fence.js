@@ -44,7 +44,7 @@ const MAX_ASIDE = 10_000;
  * @property {import('./claims.js').Claims} claims
  * @property {() => string[]} authenticating documents that somebody is being let in to
  * @property {(name: string) => boolean} isAuthenticating whether somebody is, for this one
- * @property {(name: string) => boolean} isPlacedHere a function of its ring owner has placed a document here
+ * @property {import('./places.js').Places} places
  * @property {(epoch: number, documents: { document: string, to: string }[]) => void} wanted these are to be handed over
  * @property {() => boolean} draining
  * @property {() => void} left this node was removed by hand, and has handed everything over
@@ -95,14 +95,14 @@ export class Fence {
   viewChanged() {
     clearTimeout(this.#look);
     if (this.#destroyed) return;
-    const { core, router, leased } = this.#context;
+    const { core, router, leased, places } = this.#context;
     const began = performance.now();
-    const held = this.foreign();
+    let held = this.foreign();
     if (router.epoch === this.#released && held.length === 0) return;
-    this.#context.wanted(router.epoch, held.flatMap((document) => {
-      const to = router.owner(document)?.node.id;
-      return to === undefined ? [] : [{ document, to }];
-    }));
+    const destinations = places.destinations(held);
+    if (destinations !== null) this.#context.wanted(router.epoch, destinations);
+    // Some may stay, as it turned out.
+    held = held.filter((name) => !places.mayStay(name));
     if (held.length === 0) {
       this.#released = router.epoch;
       core.native.released(router.epoch);
@@ -129,11 +129,6 @@ export class Fence {
       this.#soon = undefined;
       this.viewChanged();
     }, this.#pause).unref();
-  }
-
-  #isOurs(name) {
-    const { router, isPlacedHere } = this.#context;
-    return router.owner(name)?.own === true || isPlacedHere(name);
   }
 
   /** However long it takes, a document that is held is not let go of; but somebody should look. */
@@ -169,7 +164,7 @@ export class Fence {
 
   /** Those of `held` that another node owns. */
   foreign() {
-    return this.held().filter((name) => !this.#isOurs(name));
+    return this.held().filter((name) => !this.#context.places.mayStay(name));
   }
 
   /** @param {number} change one of `RightChange` */
@@ -301,9 +296,10 @@ export class Fence {
   /** Whether the owner has taken it. */
   async #give(name, update) {
     const { core, router } = this.#context;
-    const target = router.owner(name);
-    if (target === undefined) return false;
-    if (target.own) return Promise.race([this.merge(name, update), delay(OFFER, false, { ref: false })]);
+    const route = router.route(name);
+    if (route === undefined) return false;
+    const { target, decided } = route;
+    if (target.own || decided) return Promise.race([this.merge(name, update), delay(OFFER, false, { ref: false })]);
     if (target.link === null) return false;
     const link = target.link;
     return new Promise((resolve) => {
@@ -333,20 +329,15 @@ export class Fence {
   }
 
   /**
-   * Merges a state into a document that this node owns, and has it stored.
+   * Merges a state into a document that the ring gives to this node, wherever it is served, and has it stored.
    *
    * @param {string} name
    * @param {Uint8Array} update
    * @returns {Promise<boolean>} whether this node was the one to do so
    */
   async merge(name, update) {
-    const { core, router, instance, claims } = this.#context;
-    if (router.owner(name)?.own !== true || !core.serves()) return false;
-    if (!claims.entitles(name)) {
-      // It is offered again.
-      claims.want(name, { granted: () => {} });
-      return false;
-    }
+    const { core, router, instance } = this.#context;
+    if (router.ringOwner(name)?.own !== true || !core.serves()) return false;
     // Offers are repeated: where a hook does not end, they must not pile up behind it.
     if (this.#merging.has(name)) return false;
     this.#merging.add(name);

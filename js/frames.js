@@ -149,6 +149,17 @@ export function onlyAwarenessOf(frame, end, clients) {
 }
 
 /**
+ * An awareness frame that says that clients are gone.
+ *
+ * @param {string} address
+ * @param {ReadonlyMap<number, number>} clients with the clocks of their last states
+ */
+export function awarenessGone(address, clients) {
+  const states = [...varUint(clients.size), ...[...clients].flatMap(([client, clock]) => [...varUint(client), ...varUint(clock), ...varString('null')])];
+  return Uint8Array.from([...varString(address), MessageType.Awareness, ...varUint(states.length), ...states]);
+}
+
+/**
  * The states in an awareness frame: y-protocols/awareness, `encodeAwarenessUpdate`.
  *
  * @param {Uint8Array} frame

@@ -7,7 +7,8 @@
  * | effect  | what is done                                                                       | told     |
  * |---------|------------------------------------------------------------------------------------|----------|
  * | prepare | what is not stored is stored; a document that nobody has open is unloaded instead  | prepared, gone |
- * | seal    | frames go back to the edges; what Hocuspocus still works on ends; the state is sent | sealed, sent, accepted |
+ * | send    | the state is sent, and what changes; clients go on here, however long the other node loads | sent, accepted |
+ * | seal    | frames go back to the edges; what Hocuspocus still works on ends                   | sealed   |
  * | release | stores have ended; every client's edge gets its marker; the document leaves memory | released |
  * | abort   | frames come again, what was not stored will be                                     | –        |
  */
@@ -70,6 +71,7 @@ export function readMarker(bytes) {
  * @property {() => string} nodeId
  * @property {(name: string) => any[]} attachments sockets and streams on which a document is served
  * @property {(name: string) => boolean} isAuthenticating whether somebody is being let in to a document
+ * @property {import('./places.js').Places} places
  * @property {(name: string) => boolean} holds
  * @property {(document: any) => boolean} isUnsaved its last store failed
  * @property {(document: any) => number} awaits how many clients are on their way to it
@@ -167,6 +169,8 @@ export class Handoffs {
       case 'prepare':
         this.#outgoing.set(effect.id, new Outgoing(effect));
         return this.#run(effect.id, (starting) => this.#prepare(starting));
+      case 'send':
+        return this.#run(effect.id, (sending) => this.#send(sending));
       case 'seal':
         return this.#run(effect.id, (sealing) => this.#seal(sealing));
       case 'release':
@@ -233,6 +237,7 @@ export class Handoffs {
   /** Nobody has it open any more. @param {Outgoing} outgoing */
   #unloaded(outgoing) {
     const { holds, changed } = this.#context;
+    this.#abandon(outgoing);
     this.#forget(outgoing);
     if (!holds(outgoing.name)) this.#gone(outgoing.name);
     else this.#say(outgoing, 'failed', { reason: 'it is being loaded again' });
@@ -241,23 +246,18 @@ export class Handoffs {
 
   /** @param {Outgoing} outgoing */
   async #seal(outgoing) {
-    const { instance, router, isAuthenticating } = this.#context;
-    const { name, to } = outgoing;
-    const document = instance.documents.get(name);
-    if (document === undefined) return this.#unloaded(outgoing);
+    const { instance, isAuthenticating } = this.#context;
+    const { name, document } = outgoing;
     await this.#while(outgoing, () => isAuthenticating(name), CALM);
     await this.#while(outgoing, () => isStoring(instance, document));
     if (outgoing.ended) return;
+    // Its last client has left while the other node loaded it.
     if (instance.documents.get(name) !== document) return this.#unloaded(outgoing);
-    const target = router.member(to);
-    if (target === undefined || target.link === null) throw new Error(`no link to ${to}`);
-    outgoing.document = document;
     this.#closed.set(document, outgoing);
     if (process.env.SMARTROUTE_TEST_NO_SEAL !== '1') await this.#close(outgoing);
     if (outgoing.ended) return;
     document.flush?.();
     this.#say(outgoing, 'sealed');
-    await this.#send(outgoing, target.link);
   }
 
   /** Lets nothing more in, and waits until what is in is done. @param {Outgoing} outgoing */
@@ -279,11 +279,16 @@ export class Handoffs {
    * The state, and every change that still happens here after it.
    *
    * @param {Outgoing} outgoing
-   * @param {number} link
    */
-  async #send(outgoing, link) {
-    const { core, router } = this.#context;
-    const { document, name, epoch } = outgoing;
+  async #send(outgoing) {
+    const { core, router, instance, places } = this.#context;
+    const { name, to, epoch } = outgoing;
+    const document = instance.documents.get(name);
+    if (document === undefined) return this.#unloaded(outgoing);
+    const link = router.member(to)?.link ?? null;
+    if (link === null) throw new Error(`no link to ${to}`);
+    const placed = places.isPlacedAt(name, to);
+    outgoing.document = document;
     const id = core.open(link, {
       message: (kind, bytes) => this.#heard(outgoing, kind, bytes),
       closed: (_, reason) => this.#lost(outgoing, reason),
@@ -297,7 +302,7 @@ export class Handoffs {
     outgoing.onUpdate = (update) => stream.send(Kind.Delta, update);
     document.on('update', outgoing.onUpdate);
     const meta = this.#metaOf(document);
-    stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, size: state.length, meta }));
+    stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, size: state.length, meta }));
     for (let at = 0; at < state.length; at += CHUNK) {
       while (outgoing.sent - outgoing.taken > WINDOW && !outgoing.ended) {
         await new Promise((resolve) => { outgoing.more = () => resolve(undefined); });
@@ -372,6 +377,8 @@ export class Handoffs {
     /** @type {Map<any, Marker>} */
     const markers = new Map();
     let clients = awaits(document);
+    const { meta } = document.awareness;
+    const awareness = [...document.awareness.getStates().keys()].map((client) => [client, meta.get(client)?.clock ?? 0]);
     for (const attachment of attachments(name)) {
       const mine = document.getConnections().filter((connection) => socketOf(connection) === attachment.webSocket);
       const addresses = mine.map((connection) => ({
@@ -387,7 +394,7 @@ export class Handoffs {
     }
     document.off('update', outgoing.onUpdate);
     takeOut(instance, document, 'SmartRoute: the document moved');
-    stream?.send(Kind.Released, JSON.stringify({ dirty, clients }));
+    stream?.send(Kind.Released, JSON.stringify({ dirty, clients, awareness }));
     for (const [attachment, marker] of markers) outgoing.frames += attachment.released(name, marker) ?? 0;
     leaves(name);
     end(instance, document);
@@ -411,16 +418,22 @@ export class Handoffs {
     }
   }
 
+  /** The other node is to forget it. @param {Outgoing} outgoing */
+  #abandon(outgoing) {
+    if (outgoing.document === null) return;
+    this.#open(outgoing);
+    outgoing.stream?.send(Kind.Abandoned, '');
+    outgoing.stream?.close(1000, '');
+  }
+
   /** It stays. @param {Outgoing} outgoing */
   #abort(outgoing) {
     const { instance } = this.#context;
-    const { document, name, sealed, stream } = outgoing;
+    const { document, name, sealed } = outgoing;
+    this.#abandon(outgoing);
     this.#forget(outgoing);
     if (document === null) return;
-    this.#open(outgoing);
     this.#context.stays(document);
-    stream?.send(Kind.Abandoned, '');
-    stream?.close(1000, '');
     for (const attachment of sealed) attachment.unseal(name);
     if (instance.documents.get(name) !== document) return;
     this.#context.changed();

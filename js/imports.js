@@ -14,6 +14,7 @@
  */
 
 import { Kind } from './core.js';
+import { awarenessGone } from './frames.js';
 import { end, storeSoon, takeOut } from './hocuspocus.js';
 import { readMeta, rebuild } from './request.js';
 import { applyUpdate } from './yjs.js';
@@ -30,6 +31,9 @@ const LONGEST = 2 ** 31 - 1;
 /** A node with another view is given so long to come to the sender's. ms */
 const OTHER_VIEW = 2_000;
 
+/** Changes kept for a document whose hooks do not end. bytes */
+const CHANGED = 64 * 1024 * 1024;
+
 /** Handoffs that wait for their view, or are on their way, at a time. */
 const AT_ONCE = 4_096;
 
@@ -41,6 +45,7 @@ const AT_ONCE = 4_096;
  * @property {import('./request.js').ContextCodec} contexts
  * @property {any} instance Hocuspocus
  * @property {import('./claims.js').Claims} claims
+ * @property {import('./places.js').Places} places
  * @property {() => void} changed what is held here is not what it was
  */
 
@@ -52,7 +57,7 @@ export class Imports {
   #states = new Map();
   /** Documents that nobody may be served from yet. @type {Map<object, Import>} */
   #kept = new Map();
-  /** Documents whose clients are still on their way here, with how many of them. @type {Map<object, number>} */
+  /** Documents whose clients are still on their way here. @type {Map<object, Awaited>} */
   #awaited = new Map();
   /** Documents that were never this node's: they are not stored. @type {WeakSet<object>} */
   #gone = new WeakSet();
@@ -115,24 +120,62 @@ export class Imports {
    * @param {object} document
    */
   awaits(document) {
-    return this.#awaited.get(document) ?? 0;
+    return this.#awaited.get(document)?.left ?? 0;
   }
 
-  /** @param {any} document @param {number} clients */
-  #await(document, clients) {
+  /**
+   * Those that come have heard of everybody who was there before. Whoever has left meanwhile nobody would tell them
+   * of, and they would see it until its state is out of date.
+   *
+   * @param {any} document
+   * @param {number} clients
+   * @param {[number, number][]} awareness clients with states at its old owner, and their clocks
+   */
+  #await(document, clients, awareness) {
     if (clients === 0) return;
-    this.#awaited.set(document, clients);
+    const awaited = new Awaited(clients, awareness);
+    this.#awaited.set(document, awaited);
+    document.awareness.on('update', awaited.changed = ({ added, removed }) => {
+      for (const client of removed) awaited.gone.set(client, document.awareness.meta.get(client)?.clock ?? 0);
+      for (const client of added) awaited.gone.delete(client);
+    });
     const { addConnection } = document;
-    document.addConnection = (...connection) => {
-      const left = /** @type {number} */ (this.#awaited.get(document)) - 1;
-      if (left > 0) {
-        this.#awaited.set(document, left);
-      } else {
-        this.#awaited.delete(document);
-        delete document.addConnection;
+    document.addConnection = (connection, ...rest) => {
+      awaited.left--;
+      if (awaited.gone.size > 0) {
+        const frame = awarenessGone(connection.messageAddress ?? document.name, awaited.gone);
+        // It is being made.
+        setImmediate(() => connection.send(frame));
       }
-      return addConnection.apply(document, connection);
+      if (awaited.left === 0) this.#allHere(document);
+      return addConnection.call(document, connection, ...rest);
     };
+  }
+
+  /** All have come, or nobody waits for the others any more. @param {any} document */
+  #allHere(document) {
+    const awaited = this.#awaited.get(document);
+    if (awaited === undefined) return;
+    this.#awaited.delete(document);
+    delete document.addConnection;
+    document.awareness.off('update', awaited.changed);
+  }
+
+  /**
+   * Clients that had a document open at its old owner left before they came here.
+   *
+   * @param {string} name
+   * @param {number[]} clients of awareness
+   */
+  departed(name, clients) {
+    const document = this.#context.instance.documents.get(name);
+    const awaited = this.#awaited.get(document);
+    if (awaited === undefined) return;
+    const { states, meta } = document.awareness;
+    // One that has a state is back.
+    const removed = clients.filter((client) => awaited.states.has(client) && !states.has(client));
+    for (const client of removed) meta.set(client, { clock: awaited.states.get(client), lastUpdated: Date.now() });
+    if (removed.length > 0) document.awareness.emit('update', [{ added: [], updated: [], removed }, 'local']);
   }
 
   /**
@@ -201,9 +244,9 @@ export class Imports {
 
   /** @param {Import} running */
   async #load(running) {
-    const { core, router } = this.#context;
+    const { core, router, instance } = this.#context;
     const { name, view } = running;
-    const own = router.owner(name)?.own === true;
+    const own = this.#isOurs(running);
     // Whoever holds it alone may give it to whoever owns it, whichever view either has. Where ours gives
     // it to somebody else, the next one decides, and then the one who gave it.
     const waits = !own && view !== router.hash && running.waits !== false;
@@ -216,7 +259,12 @@ export class Imports {
     }
     clearTimeout(running.waits || undefined);
     running.waits = false;
-    if (!own) return this.#refuse(running, 'it does not own the document');
+    await instance.loadingDocuments?.get(name)?.catch(() => {});
+    // A document that is made while an earlier one of its name is unloaded would be taken for that.
+    while (instance.unloadingDocuments?.has(name)) await instance.unloadingDocuments.get(name);
+    if (running.ended) return;
+    // Also after a view that came meanwhile: it would be settled, with a document here that nobody counted.
+    if (!this.#isOurs(running)) return this.#refuse(running, 'it does not own the document');
     if (!core.serves()) return this.#refuse(running, 'it may not serve now');
     running.document = await this.#open(running);
     for (const change of running.changes.splice(0)) apply(running.document, change);
@@ -228,13 +276,17 @@ export class Imports {
     running.stream.send(Kind.Accepted, '');
   }
 
+  /** Whether the view gives it to this node, or its ring owner has told the sender to. @param {Import} running */
+  #isOurs({ name, view, placed }) {
+    const { router, places } = this.#context;
+    if (placed && view === router.hash) places.place(name, router.stamp);
+    return places.isOurs(name);
+  }
+
   /** @param {Import} running */
   async #open(running) {
     const { instance, contexts } = this.#context;
     const { name, meta, state } = running;
-    await instance.loadingDocuments?.get(name)?.catch(() => {});
-    // A document that is made while an earlier one of its name is unloaded would be taken for that.
-    while (instance.unloadingDocuments?.has(name)) await instance.unloadingDocuments.get(name);
     const there = instance.documents.get(name);
     if (there !== undefined) {
       // Both had it: without Redis, and after a partition. Or the stream was lost, and it is sent again.
@@ -263,29 +315,36 @@ export class Imports {
   }
 
   #change(running, update) {
-    if (running.accepted) apply(running.document, update);
-    else running.changes.push(update);
+    if (running.accepted) return apply(running.document, update);
+    running.changes.push(update);
+    running.changed += update.length;
+    if (running.changed > CHANGED) this.#refuse(running, `more than ${CHANGED} bytes have changed while it was loaded`);
   }
 
-  /** @param {Import} running @param {{ dirty: boolean, clients?: number }} last */
-  #released(running, { dirty, clients = 0 }) {
+  /** @param {Import} running @param {{ dirty: boolean, clients?: number, awareness?: [number, number][] }} last */
+  #released(running, { dirty, clients = 0, awareness = [] }) {
     if (!running.accepted || !this.#end(running)) return;
     running.stream.send(Kind.Taken, '');
     running.stream.close(1000, '');
-    this.#serve(running.document, dirty === true, clients);
+    this.#serve(running.document, dirty === true, clients, awareness);
     this.#context.claims.grant(running.name);
     this.#context.changed();
   }
 
-  /** @param {any} document @param {boolean} dirty @param {number} clients who had it open at its old owner */
-  #serve(document, dirty, clients) {
+  /**
+   * @param {any} document
+   * @param {boolean} dirty
+   * @param {number} clients who had it open at its old owner
+   * @param {[number, number][]} awareness
+   */
+  #serve(document, dirty, clients, awareness) {
     const { instance } = this.#context;
     this.#kept.delete(document);
     if (instance.documents.get(document.name) !== document) return;
-    this.#await(document, clients);
+    this.#await(document, clients, awareness);
     if (dirty) storeSoon(instance, document);
     setTimeout(() => {
-      if (this.#awaited.delete(document)) delete document.addConnection;
+      this.#allHere(document);
       if (instance.documents.get(document.name) === document) instance.unloadDocument(document).catch(() => {});
     }, IDLE).unref();
   }
@@ -332,6 +391,19 @@ export class Imports {
 /** A hook wrote what it had loaded into a document that has it already. */
 class Written extends Error {}
 
+/** Clients of a document that has come here before them. */
+class Awaited {
+  /** Who has left since. @type {Map<number, number>} */
+  gone = new Map();
+  changed = (_) => {};
+
+  /** @param {number} left how many are still to come @param {[number, number][]} awareness */
+  constructor(left, awareness) {
+    this.left = left;
+    this.states = new Map(awareness);
+  }
+}
+
 /** A document on its way here. */
 class Import {
   received = 0;
@@ -341,13 +413,15 @@ class Import {
   ended = false;
   /** @type {any} */
   document = null;
-  /** Changes that came before it was loaded. @type {Uint8Array[]} */
+  /** Changes that came before it was loaded, and their bytes. @type {Uint8Array[]} */
   changes = [];
+  changed = 0;
 
-  constructor(stream, { document, view, size, meta }) {
+  constructor(stream, { document, view, placed, size, meta }) {
     this.stream = stream;
     this.name = document;
     this.view = view;
+    this.placed = placed === true;
     this.size = size;
     this.meta = meta;
     this.state = new Uint8Array(size);

@@ -65,6 +65,7 @@ export class LinkSockets {
    */
   upgrade(request, socket, head) {
     if (!pathOf(request).startsWith(PREFIX)) return false;
+    survive(socket);
     if (this.#options.linkPort !== undefined) {
       refuse(socket, 404, 'links of this node have a port of their own');
     } else {
@@ -166,7 +167,10 @@ export class LinkSockets {
     const { linkPort, linkHost, clusterTls } = this.#options;
     if (linkPort === undefined) return undefined;
     const server = clusterTls === undefined ? this.#plainServer() : this.#secureServer(clusterTls);
-    server.on('upgrade', (request, socket, head) => this.#take(request, socket, head));
+    server.on('upgrade', (request, socket, head) => {
+      survive(socket);
+      this.#take(request, socket, head);
+    });
     await new Promise((resolve, reject) => {
       server.once('error', (cause) => {
         const where = `${linkHost ?? '*'}:${linkPort}`;
@@ -304,13 +308,22 @@ function hostName(host) {
  * @param {string} [header]
  */
 export function refuse(socket, status, message, header = '') {
-  // After an upgrade nobody else hears of it, and a peer that resets the connection would end the process.
-  socket.on('error', () => socket.destroy());
+  survive(socket);
   socket.end(
     `HTTP/1.1 ${status} ${STATUS_CODES[status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n${header}` +
       `Content-Length: ${Buffer.byteLength(message)}\r\n\r\n${message}`,
   );
   hangUp(socket);
+}
+
+/**
+ * Node takes its own listener off a socket that it hands to an upgrade, and until somebody has another one a client
+ * that resets its connection ends the process. The socket is destroyed by itself.
+ *
+ * @param {any} socket
+ */
+export function survive(socket) {
+  socket.on('error', () => {});
 }
 
 /** After an upgrade nobody else limits how long a peer may keep its half of the connection open. */

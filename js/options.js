@@ -86,6 +86,7 @@ export const defaults = Object.freeze({
   drainTimeout: 25000,
   storeGrace: 5000,
   rehomeAuth: /** @type {'token' | 'session'} */ ('token'),
+  rebalance: /** @type {'gradual' | 'off'} */ ('gradual'),
   customRoutingFunction: undefined,
   debugMode: false,
   virtualNodes: 150,
@@ -165,6 +166,7 @@ export function resolveOptions(userOptions, env = process.env) {
     drainTimeout: option('drainTimeout', milliseconds),
     storeGrace: option('storeGrace', millisecondsOrNone),
     rehomeAuth: option('rehomeAuth', rehomeAuth),
+    rebalance: option('rebalance', rebalance),
     customRoutingFunction: option('customRoutingFunction', synchronousFunction),
     debugMode: option('debugMode', boolean),
     virtualNodes: option('virtualNodes', pointsPerNode),
@@ -538,6 +540,12 @@ function clientUrl(value, name) {
 function rehomeAuth(value, name) {
   if (value === 'token' || value === 'session') return value;
   throw wrong(name, '"token" or "session"', shown(value));
+}
+
+/** @param {unknown} value @param {string} name */
+function rebalance(value, name) {
+  if (value === 'gradual' || value === 'off') return value;
+  throw wrong(name, '"gradual" or "off"', shown(value));
 }
 
 /**

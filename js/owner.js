@@ -8,22 +8,23 @@ import { addressEnd, documentOf, readAddress, startsWith } from './frames.js';
 import { readOffer } from './fence.js';
 import { writeMarker } from './handoff.js';
 import { admits, authenticatingOf, forgetQueued } from './hocuspocus.js';
+import { HERE, isStamp } from './places.js';
 import { readMeta, rebuild } from './request.js';
 import { letIn, readSession } from './session.js';
 
 const decoder = new TextDecoder();
 
-/** Documents a stream can have placed by another node's decision. Real sockets have a handful. */
-const MAX_ATTACHED = 10_000;
+/** Documents that can be placed on a stream ahead of their view. Real sockets have a handful. */
+const MAX_EARLY = 10_000;
 
 /** readyState of a WebSocket. */
 export const Ready = Object.freeze({ Open: 1, Closing: 2, Closed: 3 });
 
-/** @param {Uint8Array} bytes @returns {{ document: string, epoch: number | null } | null} */
+/** @param {Uint8Array} bytes @returns {{ document: string, epoch: import('./places.js').Stamp } | null} */
 function readPlaced(bytes) {
   try {
     const { document, epoch } = JSON.parse(decoder.decode(bytes));
-    return typeof document === 'string' && (epoch === null || Number.isSafeInteger(epoch)) ? { document, epoch } : null;
+    return typeof document === 'string' && isStamp(epoch) ? { document, epoch } : null;
   } catch {
     return null;
   }
@@ -40,6 +41,7 @@ function readPlaced(bytes) {
  * @property {any} limits Hocuspocus' configuration
  * @property {import('./fence.js').Fence} fence
  * @property {import('./claims.js').Claims} claims
+ * @property {import('./places.js').Places} places
  * @property {(kind: number, bytes: Uint8Array, stream: import('./doors.js').StreamEnd) => import('./doors.js').Session | null} session
  *   who takes a stream whose first message is none of a client socket's
  */
@@ -106,11 +108,6 @@ export class Owner {
     for (const stream of [...this.#streams]) stream.tick(now);
   }
 
-  /** Whether a document is served here by the word of another node's function. @param {string} name */
-  hasPlaced(name) {
-    return [...this.#streams].some((stream) => stream.hasPlaced(name));
-  }
-
   /** Client sockets of other nodes. */
   get size() {
     let count = 0;
@@ -161,13 +158,13 @@ class OwnerStream {
   #held = new Map();
   #heldBytes = 0;
   #heldSince = 0;
-  /** Documents let through because this node owns them. @type {Set<string>} */
-  #served = new Set();
   /**
-   * Documents let through because their ring owner placed them here, with the stamp of the view
-   * under which it did. @type {Map<string, number | null>}
+   * Documents that are let through; `false`: because the view gives them to this node, `true`: because this node
+   * holds them, and for as long as it does. @type {Map<string, boolean>}
    */
-  #attached = new Map();
+  #served = new Map();
+  /** Documents that are placed here under a view that is not here yet. @type {Map<string, import('./places.js').Stamp>} */
+  #early = new Map();
   /** Documents whose frames go back to the edge until it has settled. @type {Set<string>} */
   #moved = new Set();
   /** Documents that are about to move, with the frames that went back. @type {Map<string, Uint8Array[]>} */
@@ -197,10 +194,11 @@ class OwnerStream {
       case Kind.Touch:
         return this.#touch(bytes[0] === 1);
       case Kind.Attach: {
-        if (this.#attached.size >= MAX_ATTACHED) return this.close(1013, 'SmartRoute: too many documents');
+        if (this.#early.size >= MAX_EARLY) return this.close(1013, 'SmartRoute: too many documents');
         const placed = readPlaced(bytes);
         if (placed === null) return this.close(1002, 'SmartRoute: malformed placement');
-        this.#attached.set(placed.document, placed.epoch);
+        const isEarly = this.#context.places.place(placed.document, placed.epoch);
+        if (isEarly) this.#early.set(placed.document, placed.epoch);
         return;
       }
       case Kind.Settle: {
@@ -225,11 +223,6 @@ class OwnerStream {
         // A newer peer only sends what this version's handshake agreed to.
         this.close(1002, `SmartRoute: unexpected message kind ${kind}`);
     }
-  }
-
-  /** @param {string} name */
-  hasPlaced(name) {
-    return this.#attached.has(name) && this.#attached.get(name) === this.#context.router.stamp;
   }
 
   get isClient() {
@@ -281,26 +274,35 @@ class OwnerStream {
   #serve(name, frame) {
     if (this.#moved.has(name)) return this.#giveBack(name, frame);
     if (this.#held.has(name)) return this.#hold(name, frame);
-    const { core, router, claims } = this.#context;
-    const placed = this.#attached.get(name);
-    if (placed !== undefined && placed !== router.stamp) {
-      if (/** @type {number} */ (placed) > router.epoch) return this.#hold(name, frame);
-      return this.close(1012, 'SmartRoute: document moved, reconnect');
+    const { core, fence, places } = this.#context;
+    let holds = this.#served.get(name);
+    if (holds === true && !fence.holds(name)) {
+      // It was unloaded, and whoever opens it again opens it at its owner.
+      this.#served.delete(name);
+      this.#returnQueued(name);
+      if (this.#moved.has(name)) return this.#giveBack(name, frame);
+      holds = undefined;
     }
-    if (!this.#served.has(name) && placed === undefined) {
-      const route = router.route(name);
-      if (route === undefined) return this.close(1012, 'SmartRoute: no owner, reconnect');
-      const here = route.target.own;
-      // Also where a function places a document elsewhere: that is the ring owner's word, which it
-      // gives once it is the owner.
-      if ((here || route.decided) && !(core.serves() && claims.entitles(name))) return this.#hold(name, frame);
-      if (!here) return this.#giveBack(name, frame);
-      this.#served.add(name);
+    if (holds === undefined) {
+      if (this.#isEarly(name)) return this.#hold(name, frame);
+      const found = places.of(name);
+      if (found === undefined) return this.close(1012, 'SmartRoute: no owner, reconnect');
+      if (found === null) return this.#hold(name, frame);
+      if (found !== HERE) return this.#giveBack(name, frame);
+      this.#served.set(name, !places.isOurs(name));
     }
     if (!core.serves()) return this.#hold(name, frame);
     if (this.#sessions.size > 0) this.#letIn(name);
     this.#connection.handleMessage(frame);
     return true;
+  }
+
+  /** Whether a document is placed here under a view that is still to come. @param {string} name */
+  #isEarly(name) {
+    const stamp = this.#early.get(name);
+    if (stamp === undefined || this.#context.places.place(name, stamp)) return stamp !== undefined;
+    this.#early.delete(name);
+    return false;
   }
 
   /** Whether an owner can let clients in with their sessions. */
@@ -345,12 +347,22 @@ class OwnerStream {
       return;
     }
     this.#held.set(name, [frame.slice()]);
-    if (!this.#context.claims.entitles(name)) this.#context.claims.want(name, this);
+    if (this.#context.places.of(name) === null) this.#context.claims.want(name, this);
   }
 
-  /** This node may serve a document now. */
+  /** Where it is served is known now. */
   granted() {
     this.rightChanged();
+  }
+
+  /** Another node holds it, and serves it until it has handed it over. @param {string} name @param {string} node */
+  servedBy(name, node) {
+    const frames = this.#held.get(name);
+    if (frames === undefined || this.#socket.readyState !== Ready.Open) return;
+    this.#held.delete(name);
+    for (const frame of frames) this.#heldBytes -= frame.length;
+    this.#say(name, { node, decided: true, held: true });
+    for (const frame of frames) this.#giveBack(name, frame);
   }
 
   /** Frames that waited are looked at again, in order. */
@@ -389,7 +401,7 @@ class OwnerStream {
     core.send(this.#link, this.#stream, Kind.Return, frame);
   }
 
-  /** @param {string} name @param {{ node: string, decided: boolean, sealed?: boolean }} where */
+  /** @param {string} name @param {{ node: string, decided: boolean, sealed?: boolean, held?: boolean }} where */
   #say(name, where) {
     const { core, router, log } = this.#context;
     this.#moved.add(name);
@@ -406,7 +418,7 @@ class OwnerStream {
 
   /** @param {string} name */
   has(name) {
-    return this.#served.has(name) || this.#attached.has(name) || this.#sealed.has(name);
+    return this.#served.has(name) || this.#sealed.has(name);
   }
 
   authenticating() {
@@ -443,7 +455,6 @@ class OwnerStream {
     const frames = this.#sealed.get(name)?.length ?? 0;
     this.#sealed.delete(name);
     this.#served.delete(name);
-    this.#attached.delete(name);
     this.#dropped.delete(name);
     this.#lastHead = null;
     return frames;
@@ -460,13 +471,14 @@ class OwnerStream {
   }
 
   viewChanged() {
-    const { router, fence } = this.#context;
-    // Where another node's function placed a document, only that node can say whether it still does.
-    const placedBefore = [...this.#attached.values()].some((epoch) => epoch === null || epoch < router.epoch);
-    if (placedBefore) return this.close(1012, 'SmartRoute: document moved, reconnect');
+    const { places, fence } = this.#context;
     // What is held here stays until it has been handed over.
-    for (const name of this.#served) {
-      if (router.route(name)?.target.own === true || fence.holds(name)) continue;
+    for (const name of this.#served.keys()) {
+      const ours = places.isOurs(name);
+      if (ours || fence.holds(name)) {
+        this.#served.set(name, !ours);
+        continue;
+      }
       this.#served.delete(name);
       this.#lastHead = null;
       this.#returnQueued(name);

@@ -1,52 +1,53 @@
 /**
- * Which node a document is served by, for everything that is no client's frame: calls, direct
- * connections, loads. The same rules as for frames (`OwnerStream#serve`, `EdgeSocket#resolve`), so that
- * there is one owner, whichever door is used.
+ * Follows a document to the node that serves it, for all that is no client's frame: calls, direct connections,
+ * loads. Where that is stands in `places.js`.
  */
 
 import { setTimeout as delay } from 'node:timers/promises';
+
+import { HERE } from './places.js';
 
 /** How long a node with another view than ours is given to come to the same: at first, and at most. ms */
 const OTHER_VIEW = 50;
 const OTHER_VIEW_MOST = 500;
 
-/** This node serves it, at this moment. */
-export const HERE = Symbol('here');
+/** That another node holds a document is asked again after so long. ms */
+const HEARD = 50;
 
 /**
  * Another node does.
  * @typedef {object} Moved
  * @property {string} node its id
- * @property {number | null} epoch stamp of the view that says so
- * @property {boolean} decided the function of its ring owner has placed it there
+ * @property {import('./places.js').Stamp} epoch stamp of the view that says so
+ * @property {boolean} decided its ring owner has the last word, and said it
+ * @property {boolean} [held] that node has held it since an earlier view, and serves it as long as it does
  */
 
-/** @typedef {number | null | undefined} Placed stamp of the view under which another node's function placed
- *    a document here; `undefined` where none has */
+/** @typedef {import('./places.js').Stamp | undefined} Placed stamp of the view under which another node's function
+ *    placed a document here; `undefined` where none has */
 
 export class Placement {
-  #core;
+  #places;
   #router;
   #claims;
-  #held;
   #serving;
   #enforced;
+  /** Nodes that serve documents which belong elsewhere, as they said of late. @type {Map<string, string>} */
+  #servedBy = new Map();
   /** @type {Set<() => void>} */
   #waiting = new Set();
 
   /**
    * @param {object} context
-   * @param {import('./core.js').Core} context.core
+   * @param {import('./places.js').Places} context.places
    * @param {import('./router.js').Router} context.router
    * @param {import('./claims.js').Claims} context.claims
-   * @param {(name: string) => 'served' | 'moving' | null} context.held how a document stands that is in memory here
    * @param {import('../index.js').ResolvedConfiguration} context.options
    * @param {() => boolean} context.serving whether this node has joined and knows who owns what
    */
-  constructor({ core, router, claims, held, options, serving }) {
+  constructor({ places, router, claims, options, serving }) {
+    this.#places = places;
     this.#claims = claims;
-    this.#held = held;
-    this.#core = core;
     this.#router = router;
     this.#serving = serving;
     this.#enforced = options.enforceRouting;
@@ -62,34 +63,26 @@ export class Placement {
   of(name, placed) {
     if (!this.#enforced) return HERE;
     if (!this.#serving()) return null;
-    const core = this.#core;
-    const { stamp, epoch } = this.#router;
-    if (placed !== undefined) {
-      if (placed === stamp) return core.serves() ? HERE : null;
-      if (placed !== null && placed > epoch) return null;
-    }
-    const route = this.#router.route(name);
-    if (route === undefined) return null;
-    const { target, decided } = route;
-    if (!target.own && !decided) {
-      // Until it has been handed over, it is served where it was.
-      const held = this.#held(name);
-      if (held !== null) return held === 'served' && core.serves() ? HERE : null;
-    }
-    // A function's word is the ring owner's, which it gives once it is the owner.
-    if ((target.own || decided) && !this.#entitles(name)) return null;
-    return target.own ? HERE : { node: target.node.id, epoch: stamp, decided };
-  }
-
-  #entitles(name) {
-    if (!this.#core.serves()) return false;
-    if (this.#claims.entitles(name)) return true;
+    if (placed !== undefined && this.#places.place(name, placed)) return null;
+    const found = this.#places.of(name);
+    if (found === HERE || found === undefined) return found ?? null;
+    const epoch = this.#router.stamp;
+    if (found !== null) return { node: found.target.node.id, epoch, decided: found.decided };
+    const node = this.#servedBy.get(name);
+    if (node !== undefined) return { node, epoch, decided: true, held: true };
     this.#claims.want(name, this);
-    return false;
+    return null;
   }
 
-  /** This node may serve a document now. */
+  /** Where it is served is known now. */
   granted() {
+    this.changed();
+  }
+
+  /** Another node holds it, and serves it until it has handed it over. @param {string} name @param {string} node */
+  servedBy(name, node) {
+    this.#servedBy.set(name, node);
+    setTimeout(() => this.#servedBy.delete(name), HEARD).unref();
     this.changed();
   }
 
@@ -124,11 +117,15 @@ export class Placement {
     for (let patience = OTHER_VIEW; ; patience = Math.min(patience * 2, OTHER_VIEW_MOST)) {
       const found = next ?? (await this.decide(name, undefined, signal));
       if (found === HERE) return here(undefined);
-      const answer = await there(found.node, found.decided ? found.epoch : undefined);
+      // A node that holds it need not be told that it is placed there.
+      const answer = await there(found.node, found.decided && !found.held ? found.epoch : undefined);
       if (!('moved' in answer)) return answer.value;
       // One hop is what a decided document takes; everything else is two nodes with different views.
       next = next === null && this.#trusts(answer.moved) ? answer.moved : null;
-      if (next !== null && this.#router.member(next.node)?.own === true) return here(next.epoch);
+      if (next !== null && this.#router.member(next.node)?.own === true) {
+        if (!next.held) return here(next.epoch);
+        next = null;
+      }
       if (next === null) await delay(patience, undefined, { signal }).catch(() => signal.throwIfAborted());
     }
   }
@@ -140,7 +137,13 @@ export class Placement {
     return decided && epoch === this.#router.stamp && this.#router.member(node) !== undefined;
   }
 
-  /** Another view, or this node may serve more than before or less. */
+  /** What was said under the last view is void. */
+  viewChanged() {
+    this.#servedBy.clear();
+    this.changed();
+  }
+
+  /** This node may serve more than before, or less. */
   changed() {
     for (const go of [...this.#waiting]) go();
   }

@@ -1,6 +1,6 @@
 /**
  * The view as JavaScript sees it, and which member a document belongs to under it. Decides nothing
- * itself: the core computes owners, `customRoutingFunction` overrides them.
+ * itself: the core computes owners (a pin before the ring), and `customRoutingFunction` overrides the ring.
  */
 
 /** Names remembered per view. The ring answers the same again, so forgetting costs only time. */
@@ -31,7 +31,7 @@ export class Router {
   #chosen = new Map();
   /** @type {readonly import('../index.js').NodeInfo[]} */
   #nodes = Object.freeze([]);
-  /** This node, also once it is no member any more. @type {Target | undefined} */
+  /** @type {Target | undefined} */
   #own;
   epoch = 0;
   /** Names the view to other nodes, whether they count it or not. */
@@ -77,9 +77,19 @@ export class Router {
     this.#chosen.clear();
   }
 
-  /** What names this view to other nodes; `null` where views have no agreed number. */
+  /** What names this view to other nodes: its hash where views have no agreed number. @returns {import('./places.js').Stamp} */
   get stamp() {
-    return this.#agreed ? this.epoch : null;
+    return this.#agreed ? this.epoch : this.hash;
+  }
+
+  /** Whether this node can place a document elsewhere that the ring gives it. */
+  get chooses() {
+    return this.#custom !== undefined;
+  }
+
+  /** This node, also once it is no member any more. */
+  get self() {
+    return this.#own;
   }
 
   get members() {
@@ -150,6 +160,10 @@ export class Router {
 
   #choose(name) {
     if (this.#custom === undefined) return null;
+    // A pin was asked for by name, and a move that a function could overrule would never end. One whose node
+    // is away says nothing: the ring answers in its place.
+    const pin = this.pins[name];
+    if (pin !== undefined && this.ringOwner(name)?.node.id === pin) return null;
     let target = this.#chosen.get(name);
     if (target === undefined) {
       target = this.#evaluate(name);

@@ -21,12 +21,13 @@ import { Handoffs } from './handoff.js';
 import { HealthEndpoint } from './health.js';
 import { adoptAwareness } from './hocuspocus.js';
 import { Imports } from './imports.js';
-import { LinkSockets, dialsThroughPipe, pollsLinks, refuse } from './link-sockets.js';
+import { LinkSockets, dialsThroughPipe, pollsLinks, refuse, survive } from './link-sockets.js';
 import { Log } from './log.js';
 import { Management } from './management/index.js';
 import { loadNative } from './native.js';
 import { requireLinkPorts, requireSecret, resolveClusterNode, resolveOptions } from './options.js';
 import { Owner } from './owner.js';
+import { Places } from './places.js';
 import { ContextCodec, remoteAddressOf } from './request.js';
 import { redisBeside } from './redis-beside.js';
 import { DEFAULT_PREFIX, redisOfExtensions, registrySettings } from './redis-options.js';
@@ -77,6 +78,7 @@ export class SmartRoute extends EventEmitter {
   #grace;
   #epochs = new Epochs(() => this.#router?.epoch ?? 0);
   #claims;
+  #places;
   #handoffs;
   #imports;
   /** @type {Moves | undefined} */
@@ -205,6 +207,7 @@ export class SmartRoute extends EventEmitter {
 
   /** @param {import('@hocuspocus/server').onUpgradePayload} data */
   async onUpgrade({ request, socket, head }) {
+    survive(socket);
     // An empty rejection tells Hocuspocus that the socket is taken.
     if (this.handleUpgrade(request, socket, head)) throw null;
     if (this.#mustWait || this.#edge?.isLeaving || (this.#fence?.lapsed && this.#enforces)) {
@@ -341,10 +344,26 @@ export class SmartRoute extends EventEmitter {
     this.#router = new Router(core, this.#options.customRoutingFunction, (key, message) => {
       this.#log.warn(key, message);
     }, this.#leased);
+    const changed = () => this.#fence.changed();
+    const holds = (name) => this.#fence.holds(name);
+    const nodeId = () => /** @type {string} */ (this.#nodeId);
+    this.#places = new Places({
+      core,
+      router: this.#router,
+      entitles: (name) => this.#claims.entitles(name),
+      log: this.#log,
+      options: this.#options,
+      standing: (name) => this.#standing(name),
+      holds,
+      nodeId,
+      changed,
+    });
     this.#claims = new Claims({
       core,
       router: this.#router,
-      holds: (name) => this.#fence.holds(name),
+      places: this.#places,
+      holds,
+      serves: (name) => this.#standing(name) === 'served',
       wanted: (name) => this.#handoffs.hurry(name),
       granted: (name) => this.#grace?.granted(name),
     });
@@ -352,6 +371,7 @@ export class SmartRoute extends EventEmitter {
       core,
       router: this.#router,
       claims: this.#claims,
+      places: this.#places,
       contexts: new ContextCodec(this.#options),
       log: this.#log,
       options: this.#options,
@@ -360,15 +380,13 @@ export class SmartRoute extends EventEmitter {
     const lettingIn = {
       authenticating: () => [...this.#owner.authenticating(), ...this.#edge.authenticating()],
       isAuthenticating: (name) => this.#owner.isAuthenticating(name) || this.#edge.isAuthenticating(name),
-      isPlacedHere: (name) => this.#owner.hasPlaced(name) || this.#edge.hasPlaced(name),
     };
-    const changed = () => this.#fence.changed();
     this.#handoffs = new Handoffs({
       ...shared,
       ...lettingIn,
-      nodeId: () => /** @type {string} */ (this.#nodeId),
+      nodeId,
       attachments: (name) => [...this.#owner.attachments(name), ...this.#edge.attachments(name)],
-      holds: (name) => this.#fence.holds(name),
+      holds,
       isUnsaved: (document) => this.#fence.isUnsaved(document),
       awaits: (document) => this.#imports.awaits(document),
       leaves: (name) => this.#doors?.released(name),
@@ -396,22 +414,23 @@ export class SmartRoute extends EventEmitter {
       connect: (socket, request, context) => this.#connectLocally(socket, request, context),
       limits: { ...limitsOf4, ...instance.configuration },
     };
-    const own = { listening: () => this.#listening, serving: () => this.#serving(), nodeId: () => /** @type {string} */ (this.#nodeId) };
+    const own = { listening: () => this.#listening, serving: () => this.#serving(), nodeId };
     this.#owner = new Owner({ ...sockets, session: (kind, bytes, stream) => this.#session(kind, bytes, stream) });
     this.#edge = new Edge({
       ...sockets,
       ...own,
       tick: (now) => this.#owner.tick(now),
       publicUrl: (nodeId) => this.#doors?.publicUrl(nodeId),
+      departed: (name, clients) => this.#doors?.departed(name, clients),
     });
     this.#doors = new Doors({
       ...shared,
       ...own,
       edge: this.#edge,
       owner: this.#owner,
+      imports: this.#imports,
       handlers: this.#handlers,
       ...lettingIn,
-      held: (name) => this.#held(name),
     });
     this.#moves = new Moves({
       ...shared,
@@ -448,11 +467,13 @@ export class SmartRoute extends EventEmitter {
     }
   }
 
-  /** How a document stands that is in memory here, whoever owns it. @returns {'served' | 'moving' | null} */
-  #held(name) {
-    const document = this.#instance.documents.get(name);
+  /** How a document stands that is in memory here, whoever owns it. @returns {'served' | 'unloading' | 'moving' | null} */
+  #standing(name) {
+    const { documents, unloadingDocuments } = this.#instance;
+    const document = documents.get(name);
     if (document === undefined) return null;
-    return this.#handoffs.keeps(document) || this.#imports.isComing(document) ? 'moving' : 'served';
+    if (this.#handoffs.keeps(document) || this.#imports.isComing(document)) return 'moving';
+    return unloadingDocuments?.has(name) ? 'unloading' : 'served';
   }
 
   /**
@@ -707,6 +728,7 @@ export class SmartRoute extends EventEmitter {
     this.#edge?.destroy();
     this.#grace?.destroy();
     this.#claims?.destroy();
+    this.#places?.destroy();
     this.#handoffs?.destroy();
     this.#imports?.destroy();
     if (this.#leased && this.#core !== undefined) {
@@ -743,6 +765,7 @@ export class SmartRoute extends EventEmitter {
     this.#router.update(/** @type {string} */ (this.#nodeId));
     this.#tellOfMembers(before);
     for (const resolve of this.#awaitingView.splice(0)) resolve();
+    this.#places.viewChanged();
     this.#claims.viewChanged();
     this.#imports.viewChanged();
     // Owner first: what it closes here, edges elsewhere open again at the new owner.

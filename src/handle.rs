@@ -346,6 +346,12 @@ impl Core {
         self.right.load().entitles(&identity.node.id, document)
     }
 
+    /// Whether the newest view is settled.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.right.load().is_settled()
+    }
+
     /// Makes a link that JavaScript can name.
     pub fn add_link(&self, peer: String, side: Side) -> Arc<Link> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);

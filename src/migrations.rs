@@ -235,11 +235,11 @@ mod tests {
         assert_eq!(setup.migrations.counts(), counts(1, 1));
         setup.tell(Event::Prepared { id: 1 });
         sleep(Duration::from_secs(29)).await;
-        assert_eq!(setup.records(), [["seal"]]);
+        assert_eq!(setup.records(), [["send"]]);
         let list = setup.migrations.list(setup.started.elapsed());
         let list: Vec<Value> = serde_json::from_str(&list).unwrap();
         assert_eq!(list.len(), 2);
-        assert_eq!(list[0]["state"], "sealed");
+        assert_eq!(list[0]["state"], "transferring");
         let age = list[0]["startedAt"].as_u64().unwrap();
         assert!((29_900..=30_000).contains(&age), "{age}");
         let expected = json!({

@@ -37,6 +37,7 @@ const everything: SmartRouteConfiguration = {
   drainTimeout: 25_000,
   storeGrace: 5_000,
   rehomeAuth: 'session',
+  rebalance: 'off',
   customRoutingFunction: (documentId, availableNodes) => {
     if (documentId.startsWith('user-')) return availableNodes.find((node) => node.weight > 1) || availableNodes[0];
     return null;

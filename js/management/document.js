@@ -98,11 +98,11 @@ function placement({ router }, name) {
   const pin = router?.pins[name];
   const pinned = pin !== undefined && pin === ring;
   const ringOwner = pinned ? null : ring;
+  if (pinned) return { placement: 'pin', why: `it is pinned to ${pin}`, ringOwner };
   if (router?.route(name)?.decided || owner !== ring) {
     // The function's answer counts at the ring owner; ours is the same where the functions are.
-    return { placement: 'custom', why: `customRoutingFunction chose ${owner}; ${pinned ? 'its pin' : 'the ring'} gives it to ${ring}`, ringOwner };
+    return { placement: 'custom', why: `customRoutingFunction chose ${owner}; the ring gives it to ${ring}`, ringOwner };
   }
-  if (pinned) return { placement: 'pin', why: `it is pinned to ${pin}`, ringOwner };
   const waits = pin === undefined ? '' : `; its pin to ${pin} waits until that node is an active member`;
   return { placement: 'ring', why: `the hash ring of epoch ${router?.epoch} gives it to ${ring}${waits}`, ringOwner };
 }

@@ -131,6 +131,13 @@ impl NativeNode {
         lookup::entitles(&env, Arc::clone(&self.core))
     }
 
+    /// Whether the newest view is settled.
+    #[napi(catch_unwind)]
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.core.is_settled()
+    }
+
     /// This node is known as `node` (JSON) from now on; peers are dialed once it is `listening`.
     #[napi(catch_unwind)]
     pub fn announce(&self, node: String, incarnation: f64, listening: bool) -> napi::Result<()> {

@@ -77,7 +77,7 @@ pub enum Event {
         /// The attempt.
         id: u64,
     },
-    /// Its frames go back to the edges, and its state is on its way.
+    /// Its frames go back to the edges.
     Sealed {
         /// The attempt.
         id: u64,
@@ -89,7 +89,7 @@ pub enum Event {
         /// All bytes sent so far.
         bytes: u64,
     },
-    /// The new owner has all of it.
+    /// The new owner has all of it, and hears of every change.
     Accepted {
         /// The attempt.
         id: u64,
@@ -147,7 +147,12 @@ pub enum Effect {
         /// The view that says so.
         epoch: u64,
     },
-    /// Seal, export and send it.
+    /// Send it, and what changes in it from then on; it is served as ever.
+    Send {
+        /// The attempt.
+        id: u64,
+    },
+    /// Let nothing more in.
     Seal {
         /// The attempt.
         id: u64,
@@ -209,13 +214,13 @@ pub enum Effect {
 /// | `Queued` | its turn | `Preparing` | started, prepare |
 /// | `Queued` | redirected | `Queued`, for now | |
 /// | `Queued` | owned here, gone | – | |
-/// | `Preparing` | prepared | `Moving` | seal |
-/// | `Moving` | sealed, accepted: the first of them | `Moving` | |
-/// | `Moving` | sealed, accepted: the second | `Releasing` | release |
-/// | `Preparing`, `Moving` | failed, overdue | `Queued`, for later | abort, failed |
-/// | `Preparing`, `Moving` | redirected | `Queued`, for now | abort |
-/// | `Preparing`, `Moving` | owned here | – | abort |
-/// | `Preparing`, `Moving` | gone | – | |
+/// | `Preparing` | prepared | `Sending` | send |
+/// | `Sending` | accepted | `Sealing` | seal |
+/// | `Sealing` | sealed | `Releasing` | release |
+/// | `Preparing`, `Sending`, `Sealing` | failed, overdue | `Queued`, for later | abort, failed |
+/// | `Preparing`, `Sending`, `Sealing` | redirected | `Queued`, for now | abort |
+/// | `Preparing`, `Sending`, `Sealing` | owned here | – | abort |
+/// | `Preparing`, `Sending`, `Sealing` | gone | – | |
 /// | `Releasing` | failed, overdue: the first of them | `Releasing`, reported | failed |
 /// | `Releasing` | released | – | completed |
 /// | `Releasing` | gone | – | |
@@ -229,13 +234,10 @@ pub enum State {
     },
     /// Is stored while it is served as ever.
     Preparing,
-    /// Is sealed and sent.
-    Moving {
-        /// The shim said that it is sealed.
-        sealed: bool,
-        /// The new owner has it.
-        accepted: bool,
-    },
+    /// Is sent and loaded by the new owner, however long that takes: it is served here as ever.
+    Sending,
+    /// The new owner has it, and nothing more is let in.
+    Sealing,
     /// The new owner waits for this node to be done with it. Cannot be called off.
     Releasing {
         /// It was said that this takes too long.
@@ -274,29 +276,27 @@ enum Next {
 impl State {
     fn after(self, signal: Signal) -> Next {
         use Next::{Again, End, Later, Same, To};
-        use State::{Moving, Preparing, Queued, Releasing};
-        let moving = |sealed, accepted| match (sealed, accepted) {
-            (true, true) => To(Releasing { reported: false }),
-            _ => To(Moving { sealed, accepted }),
-        };
+        use State::{Preparing, Queued, Releasing, Sealing, Sending};
         match (self, signal) {
             (Queued { .. }, Signal::Turn) => To(Preparing),
-            (Queued { .. } | Preparing | Moving { .. }, Signal::Redirected) => Again,
-            (Queued { .. } | Preparing | Moving { .. }, Signal::OwnedHere) => End,
+            (Queued { .. } | Preparing | Sending | Sealing, Signal::Redirected) => Again,
+            (Queued { .. } | Preparing | Sending | Sealing, Signal::OwnedHere) => End,
             (_, Signal::Gone) => End,
-            (Preparing, Signal::Prepared) => moving(false, false),
-            (Moving { accepted, .. }, Signal::Sealed) => moving(true, accepted),
-            (Moving { sealed, .. }, Signal::Accepted) => moving(sealed, true),
-            (Preparing | Moving { .. }, Signal::Failed | Signal::Overdue) => Later,
+            (Preparing, Signal::Prepared) => To(Sending),
+            (Sending, Signal::Accepted) => To(Sealing),
+            (Sealing, Signal::Sealed) => To(Releasing { reported: false }),
+            (Preparing | Sending | Sealing, Signal::Failed | Signal::Overdue) => Later,
             (Releasing { reported: false }, Signal::Failed | Signal::Overdue) => {
                 To(Releasing { reported: true })
             }
             (Releasing { .. }, Signal::Released) => End,
             (Queued { .. }, Signal::Prepared | Signal::Failed | Signal::Overdue)
             | (Queued { .. } | Preparing, Signal::Sealed | Signal::Accepted)
-            | (Queued { .. } | Preparing | Moving { .. }, Signal::Released)
-            | (Preparing | Moving { .. } | Releasing { .. }, Signal::Turn)
-            | (Moving { .. } | Releasing { .. }, Signal::Prepared)
+            | (Queued { .. } | Preparing | Sending | Sealing, Signal::Released)
+            | (Preparing | Sending | Sealing | Releasing { .. }, Signal::Turn)
+            | (Sending | Sealing | Releasing { .. }, Signal::Prepared)
+            | (Sending, Signal::Sealed)
+            | (Sealing, Signal::Accepted)
             | (Releasing { .. }, Signal::Sealed | Signal::Accepted)
             | (Releasing { .. }, Signal::Redirected | Signal::OwnedHere)
             | (Releasing { reported: true }, Signal::Failed | Signal::Overdue) => Same,
@@ -357,7 +357,7 @@ pub struct Entry {
     pub to: Arc<str>,
     /// The view that says so.
     pub epoch: u64,
-    /// `queued`, `preparing`, `sealed` (nothing is sent yet), `transferring` or `releasing`.
+    /// `queued`, `preparing`, `transferring`, `sealed` or `releasing`.
     pub state: &'static str,
     /// When the attempt began, or when the document was queued.
     pub since: Duration,
@@ -496,8 +496,8 @@ impl Handoffs {
             state: match handoff.state {
                 State::Queued { .. } => "queued",
                 State::Preparing => "preparing",
-                State::Moving { .. } if bytes == 0 => "sealed",
-                State::Moving { .. } => "transferring",
+                State::Sending => "transferring",
+                State::Sealing => "sealed",
                 State::Releasing { .. } => "releasing",
             },
             since: attempt.map_or(handoff.queued, |attempt| attempt.began),
@@ -618,7 +618,7 @@ impl Handoffs {
         };
         match handoff.state.after(signal) {
             Next::Same => {}
-            Next::To(state) => self.enter(document, state, signal, reason, turn),
+            Next::To(state) => self.enter(document, state, reason, turn),
             Next::Later => {
                 let id = handoff.id;
                 let pause = backoff(handoff.attempts, turn.rng);
@@ -656,7 +656,6 @@ impl Handoffs {
         &mut self,
         document: &Arc<str>,
         state: State,
-        signal: Signal,
         reason: &str,
         turn: &mut Turn<'_, R>,
     ) {
@@ -665,9 +664,8 @@ impl Handoffs {
         handoff.state = state;
         match state {
             State::Preparing => self.begin(document, turn),
-            State::Moving { .. } if signal == Signal::Prepared => {
-                turn.effects.push(Effect::Seal { id: handoff.id });
-            }
+            State::Sending => turn.effects.push(Effect::Send { id: handoff.id }),
+            State::Sealing => turn.effects.push(Effect::Seal { id: handoff.id }),
             State::Releasing { reported: false } => {
                 turn.effects.push(Effect::Release { id: handoff.id });
                 self.set_deadline(document, Some(turn.now + self.config.timeout));
@@ -677,7 +675,7 @@ impl Handoffs {
                 let next = "waits for its store".to_owned();
                 self.report(document, reason, next, None, turn);
             }
-            State::Queued { .. } | State::Moving { .. } => {}
+            State::Queued { .. } => {}
         }
     }
 
@@ -802,8 +800,8 @@ impl Handoffs {
         let handoff = &self.documents[document];
         let what = match handoff.state {
             State::Queued { .. } | State::Preparing => "it was not stored".to_owned(),
-            State::Moving { sealed: false, .. } => "it was not sealed".to_owned(),
-            State::Moving { sealed: true, .. } => format!("{} did not take it over", handoff.to),
+            State::Sending => format!("{} did not take it over", handoff.to),
+            State::Sealing => "it was not sealed".to_owned(),
             State::Releasing { .. } => "its last store did not end".to_owned(),
         };
         format!("{what} within {} ms", millis(self.config.timeout))

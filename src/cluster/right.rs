@@ -44,6 +44,14 @@ impl Right {
         };
         self.settled && owned_in_all(views, id, document)
     }
+
+    /// Whether the newest view itself is settled: nobody holds what it gives to another node.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.views
+            .as_ref()
+            .is_none_or(|views| self.settled && views.len() == 1)
+    }
 }
 
 /// Whether each of these views gives a document to `id`.
@@ -117,7 +125,9 @@ mod tests {
             let kept = owned(&before, name, "a") && owned(&after, name, "a");
             assert_eq!(right.entitles("a", name.as_bytes()), kept);
         }
+        assert!(!right.is_settled());
         right.views = Some(vec![Arc::clone(&after)]);
+        assert!(right.is_settled());
         for name in &names {
             assert_eq!(
                 right.entitles("c", name.as_bytes()),
@@ -125,11 +135,13 @@ mod tests {
             );
         }
         right.settled = false;
+        assert!(!right.is_settled());
         assert!(
             !names
                 .iter()
                 .any(|name| right.entitles("a", name.as_bytes()))
         );
         assert!(Right::unlimited().entitles("a", b"doc"));
+        assert!(Right::unlimited().is_settled());
     }
 }

@@ -28,11 +28,8 @@ fn every_arrow() {
     use Signal::{
         Accepted, Failed, Gone, Overdue, OwnedHere, Prepared, Redirected, Released, Sealed, Turn,
     };
-    use State::{Moving, Preparing, Queued, Releasing};
+    use State::{Preparing, Queued, Releasing, Sealing, Sending};
     let queued = Queued { not_before: SECOND };
-    let moving = |sealed, accepted| Moving { sealed, accepted };
-    let [fresh, sealed, accepted] = [(false, false), (true, false), (false, true)]
-        .map(|(sealed, accepted)| moving(sealed, accepted));
     let releasing = Releasing { reported: false };
     let reported = Releasing { reported: true };
     let arrows = [
@@ -40,18 +37,9 @@ fn every_arrow() {
         (queued, Redirected, Again),
         (queued, OwnedHere, End),
         (queued, Gone, End),
-        (Preparing, Prepared, To(fresh)),
-        (Preparing, Failed, Later),
-        (Preparing, Overdue, Later),
-        (Preparing, Redirected, Again),
-        (Preparing, OwnedHere, End),
-        (Preparing, Gone, End),
-        (fresh, Sealed, To(sealed)),
-        (fresh, Accepted, To(accepted)),
-        (sealed, Sealed, To(sealed)),
-        (sealed, Accepted, To(releasing)),
-        (accepted, Sealed, To(releasing)),
-        (accepted, Accepted, To(accepted)),
+        (Preparing, Prepared, To(Sending)),
+        (Sending, Accepted, To(Sealing)),
+        (Sealing, Sealed, To(releasing)),
         (releasing, Failed, To(reported)),
         (releasing, Overdue, To(reported)),
         (releasing, Released, End),
@@ -59,7 +47,7 @@ fn every_arrow() {
         (reported, Released, End),
         (reported, Gone, End),
     ];
-    let every_moving = [fresh, sealed, accepted].map(|state| {
+    let every_unreleased = [Preparing, Sending, Sealing].map(|state| {
         [
             (state, Failed, Later),
             (state, Overdue, Later),
@@ -70,11 +58,9 @@ fn every_arrow() {
     });
     let arrows: Vec<_> = arrows
         .into_iter()
-        .chain(every_moving.into_iter().flatten())
+        .chain(every_unreleased.into_iter().flatten())
         .collect();
-    let states = [
-        queued, Preparing, fresh, sealed, accepted, releasing, reported,
-    ];
+    let states = [queued, Preparing, Sending, Sealing, releasing, reported];
     let signals = [
         Turn, Prepared, Sealed, Accepted, Released, Failed, Overdue, Redirected, OwnedHere, Gone,
     ];
@@ -177,10 +163,11 @@ impl Script {
     fn one_accepted(&mut self) -> u64 {
         let id = self.one_begun();
         self.tell(Event::Prepared { id })
-            .tell(Event::Sealed { id })
             .pass(TIMEOUT / 2)
-            .tell(Event::Accepted { id });
-        let asked = [Effect::Seal { id }, Effect::Release { id }];
+            .tell(Event::Accepted { id })
+            .tell(Event::Sealed { id });
+        let seal = Effect::Seal { id };
+        let asked = [Effect::Send { id }, seal, Effect::Release { id }];
         assert_eq!(self.take(), asked);
         id
     }
@@ -209,15 +196,16 @@ fn a_document_moves() {
     };
     assert_eq!(script.take(), [started, prepare]);
     script.pass(SECOND).tell(Event::Prepared { id });
-    assert_eq!(script.take(), [Effect::Seal { id }]);
+    assert_eq!(script.take(), [Effect::Send { id }]);
     script
-        .tell(Event::Sealed { id })
         .tell(Event::Sent { id, bytes: 5_000 })
         // Late, or told twice.
         .tell(Event::Sent { id, bytes: 4_000 })
         .pass(SECOND);
     assert_eq!(script.take(), []);
     script.tell(Event::Accepted { id });
+    assert_eq!(script.take(), [Effect::Seal { id }]);
+    script.tell(Event::Sealed { id });
     assert_eq!(script.take(), [Effect::Release { id }]);
     // What changes at the old owner until then follows.
     script.tell(Event::Sent { id, bytes: 5_100 });
@@ -244,17 +232,22 @@ fn a_document_moves() {
 }
 
 #[test]
-fn the_words_of_an_attempt_may_come_in_another_order() {
+fn a_word_that_was_not_asked_for_yet_changes_nothing() {
     let mut script = Script::new(1);
     let id = script.one_begun();
-    script.tell(Event::Accepted { id }).released(id);
-    assert_eq!(script.take(), [], "nothing was sealed yet");
-    script.tell(Event::Prepared { id });
-    script.tell(Event::Accepted { id });
-    assert_eq!(script.take(), [Effect::Seal { id }]);
+    script
+        .tell(Event::Accepted { id })
+        .tell(Event::Sealed { id });
     script.released(id);
-    assert_eq!(script.take(), [], "not sealed");
-    script.tell(Event::Sealed { id });
+    assert_eq!(script.take(), [], "nothing was sent yet");
+    script.tell(Event::Prepared { id });
+    script.tell(Event::Sealed { id }).released(id);
+    assert_eq!(script.take(), [Effect::Send { id }], "nobody has it yet");
+    script.tell(Event::Accepted { id }).released(id);
+    assert_eq!(script.take(), [Effect::Seal { id }], "not sealed");
+    script
+        .tell(Event::Accepted { id })
+        .tell(Event::Sealed { id });
     assert_eq!(script.take(), [Effect::Release { id }]);
 }
 
@@ -274,8 +267,8 @@ fn no_more_than_allowed_run_and_all_get_their_turn_in_order() {
             begun.push(document);
             script
                 .tell(Event::Prepared { id })
-                .tell(Event::Sealed { id });
-            script.tell(Event::Accepted { id }).released(id);
+                .tell(Event::Accepted { id });
+            script.tell(Event::Sealed { id }).released(id);
         }
         script.pass(JITTER);
     }
@@ -389,12 +382,12 @@ fn a_document_that_fails_does_not_keep_the_others_out() {
 fn an_attempt_that_takes_too_long_is_aborted_wherever_it_stands() {
     for (events, what) in [
         (0, "it was not stored within 60000 ms"),
-        (1, "it was not sealed within 60000 ms"),
-        (2, "b did not take it over within 60000 ms"),
+        (1, "b did not take it over within 60000 ms"),
+        (2, "it was not sealed within 60000 ms"),
     ] {
         let mut script = Script::new(1);
         let id = script.one_begun();
-        for event in [Event::Prepared { id }, Event::Sealed { id }]
+        for event in [Event::Prepared { id }, Event::Accepted { id }]
             .into_iter()
             .take(events)
         {
@@ -413,7 +406,7 @@ fn an_attempt_that_takes_too_long_is_aborted_wherever_it_stands() {
         assert_eq!(reason, what);
         assert!(next.starts_with("retried in "), "{next}");
         // What is said of it now is late.
-        script.tell(Event::Accepted { id }).released(id).failed(id);
+        script.tell(Event::Sealed { id }).released(id).failed(id);
         assert_eq!(script.take(), []);
         script.pass(SECOND);
         assert_eq!(script.started(), [(text("doc"), id + 1)]);
@@ -436,7 +429,7 @@ fn what_is_being_released_is_never_called_off() {
     script.wanted(8, &[("doc", "c")]).wanted(9, &[]);
     assert_eq!(script.take(), []);
     script.pass(TIMEOUT - ms(1));
-    assert_eq!(script.take(), [], "its time counts from the acceptance");
+    assert_eq!(script.take(), [], "its time counts from the seal");
     script.pass(2 * TIMEOUT);
     let reason = "its last store did not end within 60000 ms";
     assert_eq!(script.take(), [failed(reason)], "said once");
@@ -520,7 +513,7 @@ fn a_document_that_is_gone_is_forgotten_without_a_word() {
     for events in 0..3 {
         let mut script = Script::new(1);
         let id = script.one_begun();
-        for event in [Event::Prepared { id }, Event::Sealed { id }]
+        for event in [Event::Prepared { id }, Event::Accepted { id }]
             .into_iter()
             .take(events)
         {
@@ -560,9 +553,9 @@ fn the_list_tells_where_each_stands_and_is_bounded() {
     for event in [
         Event::Sent { id, bytes: 9 },
         Event::Prepared { id },
-        Event::Sealed { id },
         Event::Sent { id, bytes: 9 },
         Event::Accepted { id },
+        Event::Sealed { id },
     ] {
         script.tell(event);
         let entry = script.handoffs.list(9).remove(0);
@@ -570,9 +563,9 @@ fn the_list_tells_where_each_stands_and_is_bounded() {
     }
     let running = [
         ("preparing", 0),
-        ("sealed", 0),
-        ("sealed", 0),
+        ("transferring", 0),
         ("transferring", 9),
+        ("sealed", 9),
         ("releasing", 9),
     ];
     assert_eq!(
@@ -634,6 +627,7 @@ fn events_and_effects_are_the_json_of_the_shim() {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Prepare,
+    Send,
     Seal,
     Release,
     Over,
@@ -666,13 +660,16 @@ impl Shim {
                 self.attempts.insert(id, (document, Asked::Prepare));
             }
             Effect::Prepare { id, .. } => assert_eq!(*started, Some(id)),
-            Effect::Seal { id } => {
+            Effect::Send { id } => {
                 assert!(self.told.contains(&(id, "prepared")));
-                self.step(id, Asked::Prepare, Asked::Seal);
+                self.step(id, Asked::Prepare, Asked::Send);
+            }
+            Effect::Seal { id } => {
+                assert!(self.told.contains(&(id, "accepted")));
+                self.step(id, Asked::Send, Asked::Seal);
             }
             Effect::Release { id } => {
                 assert!(self.told.contains(&(id, "sealed")));
-                assert!(self.told.contains(&(id, "accepted")));
                 self.step(id, Asked::Seal, Asked::Release);
             }
             Effect::Completed { id, document, .. } => {
@@ -682,7 +679,8 @@ impl Shim {
             }
             Effect::Abort { id, .. } => {
                 let asked = &mut self.attempts.get_mut(&id).unwrap().1;
-                assert!(matches!(asked, Asked::Prepare | Asked::Seal), "{asked:?}");
+                let unreleased = matches!(asked, Asked::Prepare | Asked::Send | Asked::Seal);
+                assert!(unreleased, "{asked:?}");
                 *asked = Asked::Over;
             }
             Effect::Failed { id, retry_in, .. } => {
@@ -765,7 +763,7 @@ fn any_event(script: &mut Script, shim: &mut Shim, epoch: &mut u64) -> Event {
             bytes: rng.random(),
         },
         13..16 => {
-            note("accepted", Asked::Seal);
+            note("accepted", Asked::Send);
             Event::Accepted { id }
         }
         _ => {
@@ -843,24 +841,20 @@ fn settle(script: &mut Script, shim: &mut Shim, epoch: u64) {
         }
         let live: Vec<_> = shim.live().map(|(id, _, asked)| (id, asked)).collect();
         for (id, asked) in live {
-            let (words, events) = match asked {
-                Asked::Prepare => (&["prepared"][..], vec![Event::Prepared { id }]),
-                Asked::Seal => (
-                    &["sealed", "accepted"][..],
-                    vec![Event::Accepted { id }, Event::Sealed { id }],
-                ),
+            let (word, event) = match asked {
+                Asked::Prepare => ("prepared", Event::Prepared { id }),
+                Asked::Send => ("accepted", Event::Accepted { id }),
+                Asked::Seal => ("sealed", Event::Sealed { id }),
                 _ => (
-                    &["released"][..],
-                    vec![Event::Released {
+                    "released",
+                    Event::Released {
                         id,
                         frames_replayed: 0,
-                    }],
+                    },
                 ),
             };
-            shim.told.extend(words.iter().map(|word| (id, *word)));
-            for event in events {
-                script.tell(event);
-            }
+            shim.told.insert((id, word));
+            script.tell(event);
         }
         script.pass(JITTER);
         script.handoffs.check(script.now);
