@@ -72,11 +72,12 @@ export class Child {
   /** The last lines the process wrote: what one wants to read when it failed. */
   output = [];
 
-  constructor(name, file, { verbose = false, cpus, env } = {}) {
+  /** `pipe`: the child has one end of another pipe, as descriptor 4; the other is `pipe` here. */
+  constructor(name, file, { verbose = false, cpus, env, pipe = false } = {}) {
     this.name = name;
     this.#process = fork(fileURLToPath(new URL(file, import.meta.url)), [], {
       serialization: 'advanced', // latency samples travel as Float64Array
-      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc', ...(pipe ? /** @type {const} */ (['pipe']) : [])],
       env: { ...process.env, NODE_ENV: 'production', ...env },
     });
     alive.add(this);
@@ -89,6 +90,9 @@ export class Child {
         if (verbose) process.stderr.write(text.replace(/^(?=.)/gm, `[${name}] `));
       });
     }
+
+    this.pipe = this.#process.stdio[4] ?? null;
+    this.pipe?.on('error', () => {}); // written to when the process has just ended
 
     this.ready = new Promise((resolve) => {
       this.#process.on('message', (message) => {

@@ -191,6 +191,12 @@ serve({
     document: client.name, settled: client.settled, length: client.edits.length, last: client.edits.length > 0 ? client.edits.get(client.edits.length - 1) : null,
   })),
 
+  /** Where those are that stay to the end, as the load balancer knows it. */
+  places: () => present().filter(({ visit, settled }) => visit === null && settled).map((client) => {
+    const { localPort, from } = client.connections.at(-1);
+    return { document: client.name, localPort, from };
+  }),
+
   read,
   record: () => clients.map((client) => client.record()),
 

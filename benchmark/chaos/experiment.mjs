@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { Child, now, sleep, until } from '../rpc.mjs';
 import { documentName, random } from '../workload.mjs';
 import { judge } from './check.mjs';
-import { readDatabase } from './database.mjs';
+import { readDatabase, seedDatabase } from './database.mjs';
 import { FAULTS } from './faults.mjs';
 import { Nodes } from './nodes.mjs';
 import { withDefaults } from './options.mjs';
@@ -35,9 +35,10 @@ export async function experiment(given, progress = () => {}) {
   const began = now();
   const say = (text) => progress(`${((now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}\n`);
   try {
+    const names = Array.from({ length: options.documents }, (_, i) => documentName(i));
+    if (options.ballast > 0) seedDatabase(folder, names, options.ballast);
     await nodes.start();
     say(`${options.nodes} nodes serve`);
-    const names = Array.from({ length: options.documents }, (_, i) => documentName(i));
     await connect(options, nodes, people);
     say(`${options.clients} clients are connected`);
     const ask = async (method, params, limit) => (await Promise.all(people.map((child) => child.call(method, params, limit)))).flat();
@@ -55,7 +56,12 @@ export async function experiment(given, progress = () => {}) {
         random: random(options.seed),
         pause: sleep,
         hush: () => options.still && ask('rest'),
-        tell: (topic, text) => (told[topic] ??= []).push(text),
+        places: async () => (await ask('places')).map(({ document, localPort, from }) => ({ document, node: nodes.balancer.nodeOf(localPort, from) }))
+          .filter(({ node }) => nodes.running().some(({ id }) => id === node)),
+        tell(topic, text) {
+          (told[topic] ??= []).push(text);
+          say(text);
+        },
       });
     } catch (error) {
       fault.error = error.message;

@@ -5,6 +5,7 @@
  */
 import { now, until } from '../rpc.mjs';
 import { median, percentile } from '../summary.mjs';
+import { ACTIONS, SIDES, STEPS } from './steps.mjs';
 
 /** Nothing that was acknowledged is lost, whoever wrote it, and only those on the leaving node reconnect. */
 const planned = () => ({ leaversToo: true, silence: 300, disconnects: true, alone: true, overlaps: 'serving' });
@@ -19,6 +20,11 @@ const crash = ({ lease, store }) => ({
 /** Without Redis both sides of a partition go on: the README says so. */
 const cutOff = ({ lease, store }) => ({ ...planned(), leaversToo: false, silence: lease + 1000, overlaps: store === 'redis' ? 'starting' : null });
 
+/** How long a move may take to come to a step. A rare one is waited for shortly, and the document moved again. ms */
+const STEP_LIMIT = 10_000;
+const RARE_LIMIT = 1000;
+const RARE_TRIES = 5;
+
 const pick = (random, list) => list[Math.floor(random() * list.length)];
 const between = (random, least, most) => least + random() * (most - least);
 
@@ -32,11 +38,85 @@ async function replace(nodes, id, changes) {
   return ended;
 }
 
-/** Moves that were asked for, one after the other. */
-async function migrate({ nodes, tell }, name, to, through) {
-  const answer = await through.child.call('migrate', { name, to }, 70_000);
+/** Moves that were asked for, one after the other. Where nodes are busy, one may be taken for down for a moment. */
+async function migrate({ tell }, name, to, through) {
+  let answer;
+  await until(10_000, async () => {
+    answer = await through.child.call('migrate', { name, to }, 70_000);
+    return answer.code !== 'ERR_SMARTROUTE_UNHEALTHY';
+  }, 100);
   if (answer.code !== undefined) tell('refusals', `${name} to ${to}: ${answer.code} ${answer.message}`);
   return answer;
+}
+
+function shuffled(random, list) {
+  return list.map((value) => ({ value, place: random() })).sort((one, other) => one.place - other.place).map(({ value }) => value);
+}
+
+/** What is done at which step, to whom; Redis is nobody's side. */
+function combinations({ step, side, action }, random) {
+  const chosen = (value, all) => (value === 'any' ? [pick(random, all)] : value === null ? all : [value]);
+  return (step === null ? Object.keys(STEPS) : [step]).flatMap((step) =>
+    chosen(action, ACTIONS).flatMap((action) =>
+      (action === 'redis' ? [null] : chosen(side, SIDES)).map((side) => ({ step, action, side }))));
+}
+
+/** A document and who plays which part in its move: the edge is a node that has a client of it, and is none of its owners. */
+async function cast({ nodes, random, places }) {
+  let clients = [];
+  if ((await until(10_000, async () => (clients = await places()).length > 0)) === null) throw new Error('no client is connected');
+  const { document, node: edge } = pick(random, clients);
+  const [old, next] = shuffled(random, nodes.running().map(({ id }) => id).filter((id) => id !== edge));
+  return { name: document, parts: { old, new: next, edge } };
+}
+
+/** Moves a document until a node has come to a step of the handoff, and does something to a part, or to Redis, there. */
+async function atStep(context, { step, side, action }) {
+  const { nodes, options, pause } = context;
+  const { name, parts } = await cast(context);
+  const { side: where, rare = false } = STEPS[step];
+  // Neither halted nor lost.
+  const witness = nodes.get(Object.values(parts).find((id) => id !== parts[side] && id !== parts[where]));
+  const home = async () => {
+    const { code, message } = await migrate(context, name, parts.old, nodes.get(parts.old));
+    if (code !== undefined) throw new Error(`${name} to ${parts.old}: ${code} ${message}`);
+  };
+  let halt;
+  let move;
+  let reached = false;
+  for (let tries = 0; !reached && tries < (rare ? RARE_TRIES : 1); tries++) {
+    await home();
+    halt = await nodes.halt(parts[where], step, name);
+    move = migrate(context, name, parts.new, witness).then(({ code }) => code ?? 'moved', (error) => error.message);
+    reached = await halt.reached(rare ? RARE_LIMIT : STEP_LIMIT);
+    if (!reached) await move;
+  }
+  if (!reached && !rare) throw new Error(`no node came to ${step} while ${name} moved from ${parts.old} to ${parts.new}`);
+  if (reached && action === 'redis') {
+    await nodes.redis.stop();
+    halt.go();
+    await pause(options.lease * 2);
+    await nodes.redis.start();
+  } else if (reached) {
+    const victim = parts[side];
+    const done = nodes.affect(victim);
+    if (action === 'kill') await nodes.kill(victim);
+    else nodes.take(victim).child.signal('SIGSTOP');
+    halt.go();
+    await nodes.agree();
+    if (action === 'kill') {
+      await nodes.restart(victim);
+    } else {
+      nodes.get(victim).child.signal('SIGCONT');
+      nodes.back(victim);
+    }
+    await nodes.agree();
+    done();
+  }
+  await nodes.agree();
+  const outcome = await move;
+  await witness.child.call('unpin', { name });
+  return { reached, outcome };
 }
 
 export const FAULTS = {
@@ -220,6 +300,25 @@ export const FAULTS = {
         await pause(between(random, 300, 1000));
       }
       return { killed };
+    },
+  },
+
+  'kill-step': {
+    about: 'a node is killed or stopped, or Redis killed, at a step of a handoff: every step, or --step NAME (--count N of them)',
+    count: Infinity,
+    defaults: { visitors: 0.1, ballast: 300_000 },
+    needs: { smartroute: true, nodes: 3, expiry: true, redis: true, yjs: true },
+    halts: true,
+    limits: (options) => (['stop', 'any'].includes(options.action ?? 'stop') ? cutOff(options) : crash(options)),
+    async run(context) {
+      const { options, random, tell } = context;
+      const outcomes = [];
+      for (const one of shuffled(random, combinations(options, random)).slice(0, options.count)) {
+        const outcome = await atStep(context, one);
+        outcomes.push({ ...one, ...outcome });
+        tell('steps', `${one.step}, ${one.action} ${one.side ?? ''}: ${outcome.outcome}`);
+      }
+      return { steps: outcomes.length, notReached: outcomes.filter(({ reached }) => !reached).map(({ step }) => step), outcomes };
     },
   },
 

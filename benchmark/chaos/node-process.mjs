@@ -12,6 +12,8 @@ let config;
 let server;
 let smartRoute;
 let epoch = 0;
+/** Halts at a step of a handoff: halt.mjs, where the fault asks for that. */
+let halts = null;
 /** No new clients from a load balancer, as in Kubernetes from the moment of SIGTERM. */
 let leaving = false;
 process.on('SIGTERM', () => (leaving = true));
@@ -60,8 +62,12 @@ const application = {
   async beforeHandleMessage({ document }) {
     note('frame', document);
   },
+  async connected({ documentName }) {
+    halts?.reached('client-admitted', documentName);
+  },
   async onStoreDocument({ document }) {
     note('store', document);
+    halts?.reached('storing', document.name);
     const state = encode(config.database, document);
     await sleep(config.storeDelay);
     const file = join(config.folder, `${document.name}.db`);
@@ -69,6 +75,7 @@ const application = {
     writeFileSync(temporary, state);
     renameSync(temporary, file);
     note('stored', document);
+    halts?.reached('stored', document.name);
   },
   async onRequest({ request, response }) {
     if (request.url !== '/ready') return;
@@ -81,6 +88,7 @@ const application = {
 serve({
   async start(given) {
     config = given;
+    if (config.halts) halts = await import('./halt.mjs');
     server = new Server({
       address: '127.0.0.1',
       port: config.port,
@@ -107,6 +115,9 @@ serve({
   migrate: ({ name, to }) => attempt(() => smartRoute.migrateDocument(name, to)),
   unpin: ({ name }) => attempt(() => smartRoute.unpinDocument(name)),
   remove: ({ id }) => smartRoute.removeClusterNode(id),
+
+  arm: ({ step, name }) => halts.arm(step, name),
+  disarm: () => halts.disarm(),
 
   destroy() {
     leaving = true;
