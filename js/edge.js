@@ -10,6 +10,7 @@
  * | –             | route is this node, which may not serve it (yet) | held |
  * | –, held       | route is this node, and it may serve   | local   |
  * | local         | frame, while this node may not serve   | held    |
+ * | held          | it may again, and has the document open for the client | local |
  * | –, held       | route is another node                  | remote  |
  * | –, held       | route is another node, `reject`        | refused |
  * | remote        | MOVED from the owner                   | held    |
@@ -549,6 +550,7 @@ export class EdgeSocket {
   /** @param {Route} route */
   #resolve(route) {
     const { core, router, serving, options, claims } = this.#edge.context;
+    if (this.#isOpen(route)) return this.#goOn(route);
     const found = serving() ? router.route(route.name) : undefined;
     // A function's word is the ring owner's, which it gives once it is the owner.
     const owns = found !== undefined && (found.target.own || found.decided);
@@ -773,7 +775,27 @@ export class EdgeSocket {
   /** @param {string} name */
   has(name) {
     const route = this.#routes.get(name);
-    return route !== undefined && (route.local || (route.sealed && route.stream === null));
+    return route !== undefined && (route.local || (route.sealed && route.stream === null) || this.#isOpen(route));
+  }
+
+  /**
+   * Whether this node has let the client in to a document: so it stays until that is sealed, whatever the view
+   * says by now, and whether or not this node may serve at the moment.
+   *
+   * @param {Route} route
+   */
+  #isOpen({ name, stream }) {
+    if (stream !== null) return false;
+    const open = Object.keys(this.#local.documentConnections ?? {});
+    return open.some((address) => documentOf(address) === name) || this.authenticating().includes(name);
+  }
+
+  /** What waited for a document that stays here follows, once this node may serve it. @param {Route} route */
+  #goOn(route) {
+    if (!this.#edge.context.core.serves()) return this.#hold(route);
+    route.local = true;
+    route.heldBytes = 0;
+    for (const frame of route.takeWaiting()) this.#local.handleMessage(frame);
   }
 
   authenticating() {
@@ -798,9 +820,7 @@ export class EdgeSocket {
     const route = this.#routes.get(name);
     if (route === undefined || !route.sealed || route.stream !== null) return;
     route.sealed = false;
-    route.local = true;
-    route.heldBytes = 0;
-    for (const frame of route.takeWaiting()) this.#local.handleMessage(frame);
+    this.#goOn(route);
   }
 
   /** Hocuspocus says nothing more about it here. @param {string} name */
