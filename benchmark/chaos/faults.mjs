@@ -10,11 +10,17 @@ import { ACTIONS, SIDES, STEPS } from './steps.mjs';
 /** Nothing that was acknowledged is lost, whoever wrote it, and only those on the leaving node reconnect. */
 const planned = () => ({ leaversToo: true, silence: 300, disconnects: true, alone: true, overlaps: 'serving' });
 
-/** With Redis a process that is gone is noticed without waiting for its lease: 1 s where heartbeats come every 300 ms. */
+/** ms. A third of the lease: a process that is gone is put out after so long without a heartbeat, its lease notwithstanding. */
+export const hOf = (lease) => lease / 3;
+
+/** ms. What people may wait for after a crash, with Redis: 1 s where h is 300 ms. What is not h is the way to the heir. */
+export const crashBound = (lease) => Math.round(hOf(lease) + 700);
+
+/** Without Redis a process that is gone is suspected for as long as a lease. */
 const crash = ({ lease, store }) => ({
   ...planned(),
   leaversToo: false,
-  silence: store === 'redis' ? (lease <= 2700 ? 1000 : null) : lease + 1000,
+  silence: store === 'redis' ? crashBound(lease) : lease + 1000,
 });
 
 /** Without Redis both sides of a partition go on: the README says so. */
@@ -249,6 +255,7 @@ export const FAULTS = {
 
   kill: {
     about: 'kill -9 of a node, and its restart (--count 1)',
+    defaults: { lease: 900 },
     needs: { nodes: 2, expiry: true },
     limits: crash,
     async run({ nodes, options, random, pause, hush }) {
@@ -277,6 +284,7 @@ export const FAULTS = {
   'kill-move': {
     about: 'kill -9 of the old or the new owner while a document moves (--count 5)',
     count: 5,
+    defaults: { lease: 900 },
     needs: { smartroute: true, nodes: 3, expiry: true },
     limits: crash,
     async run(context) {
