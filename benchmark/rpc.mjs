@@ -74,9 +74,10 @@ export class Child {
   output = [];
 
   /** `pipe`: the child has one end of another pipe, as descriptor 4; the other is `pipe` here. */
-  constructor(name, file, { verbose = false, cpus, env, pipe = false } = {}) {
+  constructor(name, file, { verbose = false, cpus, env, pipe = false, execArgv = [] } = {}) {
     this.name = name;
     this.#process = fork(fileURLToPath(new URL(file, import.meta.url)), [], {
+      execArgv,
       serialization: 'advanced', // latency samples travel as Float64Array
       stdio: ['ignore', 'pipe', 'pipe', 'ipc', ...(pipe ? /** @type {const} */ (['pipe']) : [])],
       env: { ...process.env, NODE_ENV: 'production', ...env },

@@ -197,6 +197,10 @@ serve({
     return { document: client.name, localPort, from };
   }),
 
+  /** ms from each edit to its acknowledgement, of those that were acknowledged in a time, in all documents but one. */
+  latencies: ({ from, to, except }) => clients.filter(({ name }) => name !== except).flatMap(({ made, ackedAt }) =>
+    ackedAt.flatMap((at, i) => (at >= from && at < to ? [at - timeOf(made[i])] : []))),
+
   read,
   record: () => clients.map((client) => client.record()),
 

@@ -31,6 +31,16 @@ const STEP_LIMIT = 10_000;
 const RARE_LIMIT = 1000;
 const STEP_TRIES = 3;
 
+/** For so long others are edited before a large document moves, and after each of its moves. ms */
+const LARGE_QUIET = 4000;
+
+const mb = (bytes) => Math.round(bytes / 1e6);
+
+function spread(values) {
+  values.sort((a, b) => a - b);
+  return { edits: values.length, p50: percentile(values, 0.5), p99: percentile(values, 0.99), max: values.at(-1) ?? null };
+}
+
 const pick = (random, list) => list[Math.floor(random() * list.length)];
 const between = (random, least, most) => least + random() * (most - least);
 
@@ -250,6 +260,54 @@ export const FAULTS = {
       await nodes.agree();
       took.sort((a, b) => a - b);
       return { moves: took.length, moveMsMedian: median(took), moveMsP99: percentile(took, 0.99) };
+    },
+  },
+
+  large: {
+    about: 'a document of 50 MB with 50 clients moves there and back (--count 2), while others are edited over the same links',
+    count: 2,
+    crowd: true,
+    defaults: { ballast: 50_000_000, clients: 60, documents: 6, visitors: 0, rate: 4, debounce: 10_000, lease: 9000, clientProcesses: 4, settle: 60 },
+    needs: { smartroute: true, nodes: 2, yjs: true },
+    limits: () => ({ ...planned(), silence: null }),
+    async run(context) {
+      const { nodes, options, names: [name], latencies, pause } = context;
+      const home = await nodes.running()[0].child.call('owner', { name });
+      const there = nodes.running().find(({ id }) => id !== home).id;
+      const memory = async () => Object.fromEntries(await Promise.all([home, there].map(async (id) => [id, await nodes.get(id).child.call('memory')])));
+      const cost = await nodes.get(home).child.call('cost', { name });
+      // Not with the pause that this made.
+      await pause(LARGE_QUIET / 2);
+      const quietFrom = now();
+      await pause(LARGE_QUIET);
+      const quietTo = now();
+      const moves = [];
+      const levels = [];
+      for (let i = 0; i < options.count; i++) {
+        for (const to of [there, home]) {
+          const from = now();
+          const { code, message } = await migrate(context, name, to, nodes.get(home));
+          if (code !== undefined) throw new Error(`${name} to ${to}: ${code} ${message}`);
+          const moved = now() - from;
+          await pause(LARGE_QUIET);
+          moves.push({ ms: moved, ...spread(await latencies(from, now(), name)) });
+        }
+        levels.push(await memory());
+      }
+      return { ...cost, quiet: spread(await latencies(quietFrom, quietTo, name)), moves, levels };
+    },
+    check({ quiet, moves, levels, bytes, encodeMs, applyMs }) {
+      const violations = [];
+      // No server writes or reads a document without standing still for it.
+      const allowed = Math.max(2 * quiet.p99, quiet.p99 + encodeMs + applyMs);
+      const slow = moves.filter(({ p99 }) => p99 > allowed).map(({ p99 }) => `p99 ${p99.toFixed(1)} ms, allowed ${allowed.toFixed(1)} ms`);
+      if (slow.length > 0) violations.push({ what: 'moves that held up other documents', count: slow.length, evidence: slow });
+      const [first] = levels;
+      const last = levels.at(-1);
+      const grown = Object.keys(first).filter((id) => last[id].live - first[id].live > bytes / 2 || last[id].rss - first[id].rss > bytes)
+        .map((id) => `${id}: ${mb(last[id].live)} MB live, ${mb(last[id].rss)} MB resident, after the first there and back ${mb(first[id].live)} and ${mb(first[id].rss)}`);
+      if (grown.length > 0) violations.push({ what: 'nodes that kept memory of a move', count: grown.length, evidence: grown });
+      return violations;
     },
   },
 

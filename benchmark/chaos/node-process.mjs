@@ -5,6 +5,7 @@
 import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Server } from '@hocuspocus/server';
+import * as Y from 'yjs';
 import { now, serve, sleep } from '../rpc.mjs';
 import { decode, encode } from './database.mjs';
 
@@ -115,6 +116,26 @@ serve({
   migrate: ({ name, to }) => attempt(() => smartRoute.migrateDocument(name, to)),
   unpin: ({ name }) => attempt(() => smartRoute.unpinDocument(name)),
   remove: ({ id }) => smartRoute.removeClusterNode(id),
+
+  /** Bytes, after everything that nobody needs is gone. */
+  async memory() {
+    // What hangs on finalizers goes with the next one.
+    for (let round = 0; round < 3; round++) {
+      globalThis.gc();
+      await sleep(50);
+    }
+    const { rss, heapUsed, external } = process.memoryUsage();
+    return { rss, live: heapUsed + external };
+  },
+
+  /** ms for which this thread must stand still to write a document as bytes, and to read it, on any server. */
+  cost({ name }) {
+    const began = now();
+    const state = Y.encodeStateAsUpdate(server.hocuspocus.documents.get(name));
+    const encoded = now();
+    Y.applyUpdate(new Y.Doc(), state);
+    return { bytes: state.length, encodeMs: encoded - began, applyMs: now() - encoded };
+  },
 
   arm: ({ step, name }) => halts.arm(step, name),
   disarm: () => halts.disarm(),

@@ -69,6 +69,7 @@ export class Nodes {
     node.child = new Child(node.id, 'chaos/node-process.mjs', {
       verbose,
       pipe: FAULTS[fault].halts === true,
+      execArgv: ['--expose-gc'],
       env: mode === 'no-seal' ? { SMARTROUTE_TEST_NO_SEAL: '1' } : {},
     });
     this.watch(node.child);
