@@ -4,9 +4,10 @@ import { fileURLToPath } from 'node:url';
 
 /**
  * Milliseconds on CLOCK_MONOTONIC, which every process of one machine shares (`performance.now()` counts from the start
- * of its own process). The offset is taken once, so that a reading allocates nothing.
+ * of its own process). The offset is taken once, so that a reading allocates nothing: the greatest of some, because
+ * on a busy machine the process may have to wait between the two clocks.
  */
-const offset = Number(process.hrtime.bigint()) / 1e6 - performance.now();
+const offset = Math.max(...Array.from({ length: 20 }, () => Number(process.hrtime.bigint()) / 1e6 - performance.now()));
 export const now = () => offset + performance.now();
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms)));
@@ -72,11 +73,13 @@ export class Child {
   /** The last lines the process wrote: what one wants to read when it failed. */
   output = [];
 
-  constructor(name, file, { verbose = false, cpus, env } = {}) {
+  /** `pipe`: the child has one end of another pipe, as descriptor 4; the other is `pipe` here. */
+  constructor(name, file, { verbose = false, cpus, env, pipe = false, execArgv = [] } = {}) {
     this.name = name;
     this.#process = fork(fileURLToPath(new URL(file, import.meta.url)), [], {
+      execArgv,
       serialization: 'advanced', // latency samples travel as Float64Array
-      stdio: ['ignore', 'pipe', 'pipe', 'ipc'],
+      stdio: ['ignore', 'pipe', 'pipe', 'ipc', ...(pipe ? /** @type {const} */ (['pipe']) : [])],
       env: { ...process.env, NODE_ENV: 'production', ...env },
     });
     alive.add(this);
@@ -89,6 +92,9 @@ export class Child {
         if (verbose) process.stderr.write(text.replace(/^(?=.)/gm, `[${name}] `));
       });
     }
+
+    this.pipe = this.#process.stdio[4] ?? null;
+    this.pipe?.on('error', () => {}); // written to when the process has just ended
 
     this.ready = new Promise((resolve) => {
       this.#process.on('message', (message) => {

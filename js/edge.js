@@ -10,6 +10,7 @@
  * | –             | route is this node, which may not serve it (yet) | held |
  * | –, held       | route is this node, and it may serve   | local   |
  * | local         | frame, while this node may not serve   | held    |
+ * | held          | it may again, and has let the client in | local |
  * | –, held       | route is another node                  | remote  |
  * | –, held       | route is another node, `reject`        | refused |
  * | local         | frame of a document that this node only held, and does not any more | – |
@@ -581,9 +582,11 @@ export class EdgeSocket {
 
   /** @param {Route} route */
   #resolve(route) {
-    const { router, serving, claims, places } = this.#edge.context;
+    const { router, serving, claims, places, fence } = this.#edge.context;
     const found = serving() ? places.of(route.name) : undefined;
     if (found === HERE) return this.#assign(route, /** @type {import('./router.js').Target} */ (router.self), false);
+    // Let in here, and it has not left yet: what comes waits until this node may serve again, or it is sealed.
+    if (fence.holds(route.name) && this.#isOpen(route)) return this.#hold(route);
     if (found) return this.#goTo(route, found.target, found.decided);
     this.#hold(route);
     if (found === null) claims.want(route.name, this);
@@ -886,7 +889,19 @@ export class EdgeSocket {
   /** @param {string} name */
   has(name) {
     const route = this.#routes.get(name);
-    return route !== undefined && (route.local || (route.sealed && route.stream === null));
+    return route !== undefined && (route.local || (route.sealed && route.stream === null) || this.#isOpen(route));
+  }
+
+  /**
+   * Whether this node has let the client in to a document: so it stays until that is sealed, whatever the view
+   * says by now, and whether or not this node may serve at the moment.
+   *
+   * @param {Route} route
+   */
+  #isOpen({ name, stream }) {
+    if (stream !== null) return false;
+    const open = Object.keys(this.#local.documentConnections ?? {});
+    return open.some((address) => documentOf(address) === name) || this.authenticating().includes(name);
   }
 
   authenticating() {
@@ -911,6 +926,7 @@ export class EdgeSocket {
     const route = this.#routes.get(name);
     if (route === undefined || !route.sealed || route.stream !== null) return;
     route.sealed = false;
+    if (!this.#edge.context.core.serves()) return this.#hold(route);
     route.local = true;
     route.heldBytes = 0;
     for (const frame of route.takeWaiting()) this.#local.handleMessage(frame);

@@ -18,7 +18,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Kind } from './core.js';
 import { clientsOf, end, isStoring, isToBeStored, isWorking, requestOf, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
 import { describe } from './request.js';
-import { encodeStateAsUpdate, encodeStateVector } from './yjs.js';
+import { encodeStateAsUpdate, encodeStateVector, hasGap } from './yjs.js';
 
 const decoder = new TextDecoder();
 
@@ -302,7 +302,7 @@ export class Handoffs {
     outgoing.onUpdate = (update) => stream.send(Kind.Delta, update);
     document.on('update', outgoing.onUpdate);
     const meta = this.#metaOf(document);
-    stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, size: state.length, meta }));
+    stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, size: state.length, gap: hasGap(document), meta }));
     for (let at = 0; at < state.length; at += CHUNK) {
       while (outgoing.sent - outgoing.taken > WINDOW && !outgoing.ended) {
         await new Promise((resolve) => { outgoing.more = () => resolve(undefined); });

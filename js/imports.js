@@ -17,7 +17,7 @@ import { Kind } from './core.js';
 import { awarenessGone } from './frames.js';
 import { end, storeSoon, takeOut } from './hocuspocus.js';
 import { readMeta, rebuild } from './request.js';
-import { applyUpdate } from './yjs.js';
+import { applyUpdate, hasGap } from './yjs.js';
 
 const decoder = new TextDecoder();
 const encoder = new TextEncoder();
@@ -269,7 +269,9 @@ export class Imports {
     running.document = await this.#open(running);
     for (const change of running.changes.splice(0)) apply(running.document, change);
     if (running.ended) return this.#discard(running);
-    if (running.document.store.pendingStructs !== null || running.document.store.pendingDs !== null) {
+    // A gap of the old owner's, or of a copy that is here already, is not one of the way. Whoever can fill it may be
+    // waiting to be served by this node.
+    if (hasGap(running.document) && !running.gap) {
       return this.#refuse(running, 'a part of the state is missing');
     }
     running.accepted = true;
@@ -289,6 +291,7 @@ export class Imports {
     const { name, meta, state } = running;
     const there = instance.documents.get(name);
     if (there !== undefined) {
+      running.gap ||= hasGap(there);
       // Both had it: without Redis, and after a partition. Or the stream was lost, and it is sent again.
       if (!this.#kept.has(there)) applyUpdate(there, state, { source: 'local', context: {} });
       else {
@@ -417,12 +420,14 @@ class Import {
   changes = [];
   changed = 0;
 
-  constructor(stream, { document, view, placed, size, meta }) {
+  constructor(stream, { document, view, placed, size, gap = false, meta }) {
     this.stream = stream;
     this.name = document;
     this.view = view;
     this.placed = placed === true;
     this.size = size;
+    /** The document lacks something at the old owner, too. */
+    this.gap = gap;
     this.meta = meta;
     this.state = new Uint8Array(size);
   }

@@ -41,3 +41,11 @@ export const encodeStateVector = (...given) => yjs.encodeStateVector(...given);
 
 /** @type {typeof import('yjs').mergeUpdates} */
 export const mergeUpdates = (...given) => yjs.mergeUpdates(...given);
+
+/**
+ * Whether a document waits for something that comes before what it has been given, as where a client types before it
+ * has synced. What waits is part of its state.
+ *
+ * @param {import('yjs').Doc} document
+ */
+export const hasGap = ({ store }) => store.pendingStructs !== null || store.pendingDs !== null;

@@ -105,7 +105,7 @@ export async function settled(nodes, documents, providers) {
 }
 
 /** The core of a node: pins are set there while the public method is not to be waited for. */
-function coreOf(node) {
+export function coreOf(node) {
   const { stats } = Core.prototype;
   let found;
   Core.prototype.stats = function (...args) {

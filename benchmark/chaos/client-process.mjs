@@ -191,6 +191,16 @@ serve({
     document: client.name, settled: client.settled, length: client.edits.length, last: client.edits.length > 0 ? client.edits.get(client.edits.length - 1) : null,
   })),
 
+  /** Where those are that stay to the end, as the load balancer knows it. */
+  places: () => present().filter(({ visit, settled }) => visit === null && settled).map((client) => {
+    const { localPort, from } = client.connections.at(-1);
+    return { document: client.name, localPort, from };
+  }),
+
+  /** ms from each edit to its acknowledgement, of those that were acknowledged in a time, in all documents but one. */
+  latencies: ({ from, to, except }) => clients.filter(({ name }) => name !== except).flatMap(({ made, ackedAt }) =>
+    ackedAt.flatMap((at, i) => (at >= from && at < to ? [at - timeOf(made[i])] : []))),
+
   read,
   record: () => clients.map((client) => client.record()),
 

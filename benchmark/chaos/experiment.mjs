@@ -4,12 +4,16 @@ import { join } from 'node:path';
 import { Child, now, sleep, until } from '../rpc.mjs';
 import { documentName, random } from '../workload.mjs';
 import { judge } from './check.mjs';
-import { readDatabase } from './database.mjs';
+import { readDatabase, seedDatabase } from './database.mjs';
 import { FAULTS } from './faults.mjs';
 import { Nodes } from './nodes.mjs';
 import { withDefaults } from './options.mjs';
 
 const CONNECT_LIMIT = 30_000;
+/** Bytes per ms that clients are given, over all of them, to read what documents hold. */
+const CONNECT_RATE = 20_000;
+/** Clients of each document but the first, where that one has a crowd. */
+const CROWD_OTHERS = 2;
 const READ_LIMIT = 15_000;
 const READ_PATIENCE = 3_000;
 const UNLOAD_LIMIT = 20_000;
@@ -35,9 +39,10 @@ export async function experiment(given, progress = () => {}) {
   const began = now();
   const say = (text) => progress(`${((now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}\n`);
   try {
+    const names = Array.from({ length: options.documents }, (_, i) => documentName(i));
+    if (options.ballast > 0) seedDatabase(folder, FAULTS[options.fault].crowd ? names.slice(0, 1) : names, options.ballast);
     await nodes.start();
     say(`${options.nodes} nodes serve`);
-    const names = Array.from({ length: options.documents }, (_, i) => documentName(i));
     await connect(options, nodes, people);
     say(`${options.clients} clients are connected`);
     const ask = async (method, params, limit) => (await Promise.all(people.map((child) => child.call(method, params, limit)))).flat();
@@ -55,7 +60,13 @@ export async function experiment(given, progress = () => {}) {
         random: random(options.seed),
         pause: sleep,
         hush: () => options.still && ask('rest'),
-        tell: (topic, text) => (told[topic] ??= []).push(text),
+        places: async () => (await ask('places')).map(({ document, localPort, from }) => ({ document, node: nodes.balancer.nodeOf(localPort, from) }))
+          .filter(({ node }) => nodes.running().some(({ id }) => id === node)),
+        latencies: (from, to, except) => ask('latencies', { from, to, except }),
+        tell(topic, text) {
+          (told[topic] ??= []).push(text);
+          say(text);
+        },
       });
     } catch (error) {
       fault.error = error.message;
@@ -97,6 +108,7 @@ export async function experiment(given, progress = () => {}) {
     };
     const limits = limitsOf(options);
     const verdict = judge(history, limits);
+    if (fault.report !== null) verdict.violations.push(...(FAULTS[options.fault].check?.(fault.report, options) ?? []));
     return { options, limits, ...verdict, fault: { report: fault.report, error: fault.error }, told, settledMs, unloadedMs, migrations: summary(migrations), notes: notes(nodes, people) };
   } finally {
     await Promise.all(people.map(async (child) => {
@@ -109,11 +121,16 @@ export async function experiment(given, progress = () => {}) {
 }
 
 async function connect(options, nodes, people) {
-  const { clients, clientProcesses: processes, documents, visitors } = options;
+  const { clients, clientProcesses: processes, documents, visitors, ballast } = options;
   // A document's clients come one after the other, so that the load balancer leads them to different nodes.
+  const few = CROWD_OTHERS * (documents - 1);
+  const placed = FAULTS[options.fault].crowd
+    ? (index) => Math.max(0, Math.ceil((index - (clients - few) + 1) / CROWD_OTHERS))
+    : (index) => Math.floor((index * documents) / clients);
+  const limit = CONNECT_LIMIT + (ballast * clients) / CONNECT_RATE;
   const assigned = Array.from({ length: clients }, (_, index) => ({
     index,
-    document: Math.floor((index * documents) / clients),
+    document: placed(index),
     visitor: Math.floor((index + 1) * visitors) > Math.floor(index * visitors),
   }));
   for (let process = 0; process < processes; process++) {
@@ -124,8 +141,8 @@ async function connect(options, nodes, people) {
   await Promise.all(people.map((child, process) => child.call('connect', {
     plan: { url: `ws://127.0.0.1:${nodes.balancer.port}`, rate: options.rate, seed: options.seed, clients, process, processes },
     assigned: assigned.filter(({ index }) => index % processes === process),
-    limit: CONNECT_LIMIT,
-  }, CONNECT_LIMIT + 10_000)));
+    limit,
+  }, limit + 10_000)));
 }
 
 /** Whether everybody has an answer for everything, and copies of a document look the same. */

@@ -5,19 +5,41 @@
  */
 import { now, until } from '../rpc.mjs';
 import { median, percentile } from '../summary.mjs';
+import { ACTIONS, SIDES, STEPS } from './steps.mjs';
 
 /** Nothing that was acknowledged is lost, whoever wrote it, and only those on the leaving node reconnect. */
 const planned = () => ({ leaversToo: true, silence: 300, disconnects: true, alone: true, overlaps: 'serving' });
 
-/** With Redis a process that is gone is noticed without waiting for its lease: 1 s where heartbeats come every 300 ms. */
+/** ms. A third of the lease: a process that is gone is put out after so long without a heartbeat, its lease notwithstanding. */
+export const hOf = (lease) => lease / 3;
+
+/** ms. What people may wait for after a crash, with Redis: 1 s where h is 300 ms. What is not h is the way to the heir. */
+export const crashBound = (lease) => Math.round(hOf(lease) + 700);
+
+/** Without Redis a process that is gone is suspected for as long as a lease. */
 const crash = ({ lease, store }) => ({
   ...planned(),
   leaversToo: false,
-  silence: store === 'redis' ? (lease <= 2700 ? 1000 : null) : lease + 1000,
+  silence: store === 'redis' ? crashBound(lease) : lease + 1000,
 });
 
 /** Without Redis both sides of a partition go on: the README says so. */
 const cutOff = ({ lease, store }) => ({ ...planned(), leaversToo: false, silence: lease + 1000, overlaps: store === 'redis' ? 'starting' : null });
+
+/** How long a move may take to come to a step, and how often a document is moved until one comes there. ms */
+const STEP_LIMIT = 10_000;
+const RARE_LIMIT = 1000;
+const STEP_TRIES = 3;
+
+/** For so long others are edited before a large document moves, and after each of its moves. ms */
+const LARGE_QUIET = 4000;
+
+const mb = (bytes) => Math.round(bytes / 1e6);
+
+function spread(values) {
+  values.sort((a, b) => a - b);
+  return { edits: values.length, p50: percentile(values, 0.5), p99: percentile(values, 0.99), max: values.at(-1) ?? null };
+}
 
 const pick = (random, list) => list[Math.floor(random() * list.length)];
 const between = (random, least, most) => least + random() * (most - least);
@@ -32,11 +54,90 @@ async function replace(nodes, id, changes) {
   return ended;
 }
 
-/** Moves that were asked for, one after the other. */
-async function migrate({ nodes, tell }, name, to, through) {
-  const answer = await through.child.call('migrate', { name, to }, 70_000);
+/** Moves that were asked for, one after the other. Where nodes are busy, one may be taken for down for a moment. */
+async function migrate({ tell }, name, to, through) {
+  let answer;
+  await until(10_000, async () => {
+    answer = await through.child.call('migrate', { name, to }, 70_000);
+    return answer.code !== 'ERR_SMARTROUTE_UNHEALTHY';
+  }, 100);
   if (answer.code !== undefined) tell('refusals', `${name} to ${to}: ${answer.code} ${answer.message}`);
   return answer;
+}
+
+function shuffled(random, list) {
+  return list.map((value) => ({ value, place: random() })).sort((one, other) => one.place - other.place).map(({ value }) => value);
+}
+
+/** What is done at which step, to whom; Redis is nobody's side. */
+function combinations({ step, side, action }, random) {
+  const chosen = (value, all) => (value === 'any' ? [pick(random, all)] : value === null ? all : [value]);
+  return (step === null ? Object.keys(STEPS) : [step]).flatMap((step) =>
+    chosen(action, ACTIONS).flatMap((action) =>
+      (action === 'redis' ? [null] : chosen(side, SIDES)).map((side) => ({ step, action, side }))));
+}
+
+/** A document and who plays which part in its move: the edge is a node that has a client of it, and is none of its owners. */
+async function cast({ nodes, random, places }) {
+  let clients = [];
+  if ((await until(10_000, async () => (clients = await places()).length > 0)) === null) throw new Error('no client is connected');
+  const { document, node: edge } = pick(random, clients);
+  const [old, next] = shuffled(random, nodes.running().map(({ id }) => id).filter((id) => id !== edge));
+  return { name: document, parts: { old, new: next, edge } };
+}
+
+/** Has a document begin to move, with a node that is to halt at a step. */
+async function begin(context, step, side) {
+  const { nodes } = context;
+  const { name, parts } = await cast(context);
+  const { side: where } = STEPS[step];
+  // Neither halted nor lost.
+  const witness = nodes.get(Object.values(parts).find((id) => id !== parts[side] && id !== parts[where]));
+  const home = await migrate(context, name, parts.old, nodes.get(parts.old));
+  if (home.code !== undefined) throw new Error(`${name} to ${parts.old}: ${home.code} ${home.message}`);
+  const halt = await nodes.halt(parts[where], step, name);
+  const move = migrate(context, name, parts.new, witness).then(({ code }) => code ?? 'moved', (error) => error.message);
+  return { name, parts, witness, halt, move };
+}
+
+/** Moves documents until a node has come to a step of a handoff, and does something to a part, or to Redis, there. */
+async function atStep(context, { step, side, action }) {
+  const { nodes, options, pause, random } = context;
+  const { rare = false } = STEPS[step];
+  let reached = false;
+  let play;
+  for (let tries = 0; !reached && tries < STEP_TRIES; tries++) {
+    await play?.move;
+    play = await begin(context, step, side);
+    reached = await play.halt.reached(rare ? RARE_LIMIT : STEP_LIMIT);
+  }
+  const { name, parts, witness, halt, move } = play;
+  if (reached && action === 'redis') {
+    await nodes.redis.stop();
+    halt.go();
+    await pause(options.lease * 2);
+    await nodes.redis.start();
+  } else if (reached) {
+    const victim = parts[side];
+    const done = nodes.affect(victim);
+    if (action === 'kill') await nodes.kill(victim);
+    else nodes.take(victim).child.signal('SIGSTOP');
+    halt.go();
+    // Some are back before anybody has missed them; who is stopped is to be put out.
+    if (action === 'stop' || random() < 0.5) await nodes.agree();
+    if (action === 'kill') {
+      await nodes.restart(victim);
+    } else {
+      nodes.get(victim).child.signal('SIGCONT');
+      nodes.back(victim);
+    }
+    await nodes.agree();
+    done();
+  }
+  await nodes.agree();
+  const outcome = await move;
+  await witness.child.call('unpin', { name });
+  return { reached, outcome };
 }
 
 export const FAULTS = {
@@ -162,8 +263,57 @@ export const FAULTS = {
     },
   },
 
+  large: {
+    about: 'a document of 50 MB with 50 clients moves there and back (--count 2), while others are edited over the same links',
+    count: 2,
+    crowd: true,
+    defaults: { ballast: 50_000_000, clients: 60, documents: 6, visitors: 0, rate: 4, debounce: 10_000, lease: 9000, clientProcesses: 4, settle: 60 },
+    needs: { smartroute: true, nodes: 2, yjs: true },
+    limits: () => ({ ...planned(), silence: null }),
+    async run(context) {
+      const { nodes, options, names: [name], latencies, pause } = context;
+      const home = await nodes.running()[0].child.call('owner', { name });
+      const there = nodes.running().find(({ id }) => id !== home).id;
+      const memory = async () => Object.fromEntries(await Promise.all([home, there].map(async (id) => [id, await nodes.get(id).child.call('memory')])));
+      const cost = await nodes.get(home).child.call('cost', { name });
+      // Not with the pause that this made.
+      await pause(LARGE_QUIET / 2);
+      const quietFrom = now();
+      await pause(LARGE_QUIET);
+      const quietTo = now();
+      const moves = [];
+      const levels = [];
+      for (let i = 0; i < options.count; i++) {
+        for (const to of [there, home]) {
+          const from = now();
+          const { code, message } = await migrate(context, name, to, nodes.get(home));
+          if (code !== undefined) throw new Error(`${name} to ${to}: ${code} ${message}`);
+          const moved = now() - from;
+          await pause(LARGE_QUIET);
+          moves.push({ ms: moved, ...spread(await latencies(from, now(), name)) });
+        }
+        levels.push(await memory());
+      }
+      return { ...cost, quiet: spread(await latencies(quietFrom, quietTo, name)), moves, levels };
+    },
+    check({ quiet, moves, levels, bytes, encodeMs, applyMs }) {
+      const violations = [];
+      // No server writes or reads a document without standing still for it.
+      const allowed = Math.max(2 * quiet.p99, quiet.p99 + encodeMs + applyMs);
+      const slow = moves.filter(({ p99 }) => p99 > allowed).map(({ p99 }) => `p99 ${p99.toFixed(1)} ms, allowed ${allowed.toFixed(1)} ms`);
+      if (slow.length > 0) violations.push({ what: 'moves that held up other documents', count: slow.length, evidence: slow });
+      const [first] = levels;
+      const last = levels.at(-1);
+      const grown = Object.keys(first).filter((id) => last[id].live - first[id].live > bytes / 2 || last[id].rss - first[id].rss > bytes)
+        .map((id) => `${id}: ${mb(last[id].live)} MB live, ${mb(last[id].rss)} MB resident, after the first there and back ${mb(first[id].live)} and ${mb(first[id].rss)}`);
+      if (grown.length > 0) violations.push({ what: 'nodes that kept memory of a move', count: grown.length, evidence: grown });
+      return violations;
+    },
+  },
+
   kill: {
     about: 'kill -9 of a node, and its restart (--count 1)',
+    defaults: { lease: 900 },
     needs: { nodes: 2, expiry: true },
     limits: crash,
     async run({ nodes, options, random, pause, hush }) {
@@ -192,6 +342,7 @@ export const FAULTS = {
   'kill-move': {
     about: 'kill -9 of the old or the new owner while a document moves (--count 5)',
     count: 5,
+    defaults: { lease: 900 },
     needs: { smartroute: true, nodes: 3, expiry: true },
     limits: crash,
     async run(context) {
@@ -220,6 +371,25 @@ export const FAULTS = {
         await pause(between(random, 300, 1000));
       }
       return { killed };
+    },
+  },
+
+  'kill-step': {
+    about: 'a node is killed or stopped, or Redis killed, at a step of a handoff: every step, or --step NAME (--count N of them)',
+    count: Infinity,
+    defaults: { visitors: 0.1, ballast: 300_000 },
+    needs: { smartroute: true, nodes: 3, expiry: true, redis: true, yjs: true },
+    halts: true,
+    limits: (options) => (['stop', 'any'].includes(options.action ?? 'stop') ? cutOff(options) : crash(options)),
+    async run(context) {
+      const { options, random, tell } = context;
+      const outcomes = [];
+      for (const one of shuffled(random, combinations(options, random)).slice(0, options.count)) {
+        const outcome = await atStep(context, one);
+        outcomes.push({ ...one, ...outcome });
+        tell('steps', `${one.step}, ${one.action} ${one.side ?? ''}: ${outcome.outcome}`);
+      }
+      return { steps: outcomes.length, notReached: outcomes.filter(({ reached }) => !reached).map(({ step }) => step), outcomes };
     },
   },
 

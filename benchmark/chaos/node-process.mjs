@@ -5,6 +5,7 @@
 import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Server } from '@hocuspocus/server';
+import * as Y from 'yjs';
 import { now, serve, sleep } from '../rpc.mjs';
 import { decode, encode } from './database.mjs';
 
@@ -12,6 +13,8 @@ let config;
 let server;
 let smartRoute;
 let epoch = 0;
+/** Halts at a step of a handoff: halt.mjs, where the fault asks for that. */
+let halts = null;
 /** No new clients from a load balancer, as in Kubernetes from the moment of SIGTERM. */
 let leaving = false;
 process.on('SIGTERM', () => (leaving = true));
@@ -60,8 +63,12 @@ const application = {
   async beforeHandleMessage({ document }) {
     note('frame', document);
   },
+  async connected({ documentName }) {
+    halts?.reached('client-admitted', documentName);
+  },
   async onStoreDocument({ document }) {
     note('store', document);
+    halts?.reached('storing', document.name);
     const state = encode(config.database, document);
     await sleep(config.storeDelay);
     const file = join(config.folder, `${document.name}.db`);
@@ -69,6 +76,7 @@ const application = {
     writeFileSync(temporary, state);
     renameSync(temporary, file);
     note('stored', document);
+    halts?.reached('stored', document.name);
   },
   async onRequest({ request, response }) {
     if (request.url !== '/ready') return;
@@ -81,6 +89,7 @@ const application = {
 serve({
   async start(given) {
     config = given;
+    if (config.halts) halts = await import('./halt.mjs');
     server = new Server({
       address: '127.0.0.1',
       port: config.port,
@@ -107,6 +116,29 @@ serve({
   migrate: ({ name, to }) => attempt(() => smartRoute.migrateDocument(name, to)),
   unpin: ({ name }) => attempt(() => smartRoute.unpinDocument(name)),
   remove: ({ id }) => smartRoute.removeClusterNode(id),
+
+  /** Bytes, after everything that nobody needs is gone. */
+  async memory() {
+    // What hangs on finalizers goes with the next one.
+    for (let round = 0; round < 3; round++) {
+      globalThis.gc();
+      await sleep(50);
+    }
+    const { rss, heapUsed, external } = process.memoryUsage();
+    return { rss, live: heapUsed + external };
+  },
+
+  /** ms for which this thread must stand still to write a document as bytes, and to read it, on any server. */
+  cost({ name }) {
+    const began = now();
+    const state = Y.encodeStateAsUpdate(server.hocuspocus.documents.get(name));
+    const encoded = now();
+    Y.applyUpdate(new Y.Doc(), state);
+    return { bytes: state.length, encodeMs: encoded - began, applyMs: now() - encoded };
+  },
+
+  arm: ({ step, name }) => halts.arm(step, name),
+  disarm: () => halts.disarm(),
 
   destroy() {
     leaving = true;

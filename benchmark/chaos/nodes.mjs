@@ -1,6 +1,7 @@
+import { once } from 'node:events';
 import { freePorts } from '../../scripts/lib/ports.mjs';
 import { PrivateRedis } from '../redis.mjs';
-import { Child, now, until } from '../rpc.mjs';
+import { Child, now, sleep, until } from '../rpc.mjs';
 import { Balancer, Relay } from './balancer.mjs';
 import { FAULTS } from './faults.mjs';
 
@@ -63,10 +64,12 @@ export class Nodes {
   }
 
   #launch(node) {
-    const { mode, lease, debounce, storeDelay, database, store, verbose } = this.options;
+    const { mode, lease, debounce, storeDelay, database, store, verbose, fault } = this.options;
     node.out = false;
     node.child = new Child(node.id, 'chaos/node-process.mjs', {
       verbose,
+      pipe: FAULTS[fault].halts === true,
+      execArgv: ['--expose-gc'],
       env: mode === 'no-seal' ? { SMARTROUTE_TEST_NO_SEAL: '1' } : {},
     });
     this.watch(node.child);
@@ -76,7 +79,9 @@ export class Nodes {
       port: node.port,
       folder: this.folder,
       redisPort: node.redisPort,
+      halts: FAULTS[fault].halts === true,
       smartRoute: {
+        managementPort: false,
         nodePort: node.advertised,
         nodeWeight: node.weight,
         clusterName: 'chaos',
@@ -122,6 +127,24 @@ export class Nodes {
 
   back(id) {
     this.get(id).out = false;
+  }
+
+  /**
+   * Has a node halt when it comes to a step of a document's handoff. `reached` resolves with whether it came there;
+   * where it did, its JavaScript stands still until `go` is called.
+   */
+  async halt(id, step, name) {
+    const { child } = this.get(id);
+    await child.call('arm', { step, name });
+    const came = once(child.pipe, 'data').then(() => true, () => false);
+    return {
+      reached: async (limit) => {
+        if (await Promise.race([came, sleep(limit).then(() => false)])) return true;
+        // Whoever does not answer has come there in this very moment.
+        return child.call('disarm', undefined, 2000).then(() => false, () => true);
+      },
+      go: () => child.gone || child.pipe.write('\n'),
+    };
   }
 
   /** SIGTERM. Resolves with how long it took to end; fails, and kills it, when that is too long. */

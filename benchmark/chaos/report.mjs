@@ -1,10 +1,25 @@
+import { resolveOptions } from '../../js/options.js';
+import { FAULTS, crashBound, hOf } from './faults.mjs';
+
 const ms = (value) => (value === null || value === undefined ? '–' : `${value.toFixed(0)} ms`);
 const text = (value) => (value === null ? 'not asked' : String(value));
 
-function rows({ figures, fault, migrations, settledMs, unloadedMs, limits }) {
+/** What a lease makes of a crash, here and with SmartRoute's own defaults. */
+function leases({ fault, lease, store, mode }) {
+  if (mode === 'extension-redis' || store !== 'redis') return [];
+  const bound = FAULTS[fault].needs?.expiry ? (of) => `, ${crashBound(of)} ms` : () => '';
+  const { leaseDuration, healthCheck: { interval, timeout, retries } } = resolveOptions({});
+  return [
+    [`lease, h${bound(lease) && ', silence allowed after a crash'}`, `${lease} ms, ${hOf(lease).toFixed(0)} ms${bound(lease)}`],
+    [`  with the defaults (${interval}, ${timeout}, ${retries})`, `${leaseDuration} ms, ${hOf(leaseDuration).toFixed(0)} ms${bound(leaseDuration)}`],
+  ];
+}
+
+function rows({ figures, fault, migrations, settledMs, unloadedMs, limits, options }) {
   const { silence, disconnects } = figures;
   const codes = Object.entries(disconnects.codes).map(([code, count]) => `${count} × ${code}`).join(', ');
   return [
+    ...leases(options),
     ['clients (stayed to the end)', `${figures.clients} (${figures.stayed})`],
     ['edits made, acknowledged', `${figures.edits}, ${figures.acknowledged}`],
     ['acknowledged edits lost', text(figures.lost)],
