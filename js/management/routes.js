@@ -132,9 +132,14 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
   {
     method: 'GET',
     path: 'migrations',
-    summary: 'Moves under way and the last ones, and what was asked for here',
+    summary: 'Moves under way and the last ones, newest first, and what was asked for here',
+    query: [{ name: 'limit', description: 'the first so many moves, and the last so many requests; all by default', schema: { type: 'integer', minimum: 1 } }],
     answers: { 200: schema.migrations },
-    handle: ({ management, smartRoute }) => ({ migrations: smartRoute.getMigrations(), requests: management.history.requests }),
+    problems: [400],
+    handle: ({ management, smartRoute, query }) => {
+      const limit = integer(query, 'limit', Number.MAX_SAFE_INTEGER, 1);
+      return { migrations: smartRoute.getMigrations().slice(0, limit), requests: management.history.requests.slice(-limit) };
+    },
   },
   {
     method: 'GET',
