@@ -6,10 +6,13 @@
 
 import { EventEmitter } from 'node:events';
 
+import * as Y from 'yjs';
+
 import { SmartRouteError, codes } from '../../js/errors.js';
 import { Log } from '../../js/log.js';
 import { Management } from '../../js/management/index.js';
 import { resolveOptions } from '../../js/options.js';
+import { loadYjs } from '../../js/yjs.js';
 import { collectingLogger } from './cluster.mjs';
 
 /** Numbers that are the same in every run. */
@@ -21,8 +24,8 @@ function random(seed) {
   };
 }
 
-/** What a document of Hocuspocus' is asked here. */
-const openDocument = () => ({ connections: new Map([[1, {}], [2, {}]]), directConnectionsCount: 0, getConnections: () => [{}, {}] });
+/** What a document of Hocuspocus' is asked here. All are this one: there are very many. */
+const openDocument = Object.assign(new Y.Doc(), { connections: new Map([[1, {}], [2, {}]]), directConnectionsCount: 0, getConnections: () => [{}, {}] });
 
 export class SimulatedCluster extends EventEmitter {
   #random = random(7);
@@ -82,7 +85,7 @@ export class SimulatedCluster extends EventEmitter {
   #place(name, owner) {
     this.#open.delete(name);
     this.#elsewhere.delete(name);
-    if (owner === this.nodeId) this.#open.set(name, openDocument());
+    if (owner === this.nodeId) this.#open.set(name, openDocument);
     else this.#elsewhere.set(name, owner);
   }
 
@@ -123,6 +126,7 @@ export class SimulatedCluster extends EventEmitter {
   }
 
   async start() {
+    await loadYjs();
     await this.management.start();
     return this;
   }
