@@ -89,6 +89,11 @@ export class SimulatedCluster extends EventEmitter {
     else this.#elsewhere.set(name, owner);
   }
 
+  /** Names of this node's documents. */
+  get own() {
+    return [...this.#open.keys()];
+  }
+
   /** Whose a document is; this node's where nobody has it open. @param {string} name */
   ownerOf(name) {
     return this.#elsewhere.get(name) ?? this.nodeId;
