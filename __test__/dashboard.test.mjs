@@ -155,6 +155,9 @@ browsed('what happens elsewhere arrives by itself: moves, a node that leaves, th
   await untilRows(page, '#moves', (all) => all[0]?.[1] === 'node-1 → node-2', 'the move is shown');
   await nodes[2].smartRoute.drain();
   await says(page, '#events', /node-3 left/);
+  // It told of what it moved before it went.
+  await untilRows(page, '#moves', (all) => all.some(([name, path, state]) => name === names[2] && path.startsWith('node-3') && state === 'completed'), 'its move is shown');
+  await says(page, '#events', new RegExp(`${names[2]} has moved to node-\\d`));
   await untilRows(page, '#nodes', (all) => all.length === 2, 'the node is gone from the table');
   await says(page, '#sum-nodes', /^2 of 2$/);
   await untilRows(page, '#documents', (all) => all.length === 3 && all.every(([, node]) => node !== 'node-3'), 'its documents are elsewhere');

@@ -402,6 +402,7 @@ export class SmartRoute extends EventEmitter {
       handlers: this.#handlers,
       ...lettingIn,
       held: (name) => this.#held(name),
+      moves: () => this.#moves,
     });
     this.#moves = new Moves({
       ...shared,
@@ -1043,6 +1044,10 @@ export class SmartRoute extends EventEmitter {
 
   async getClusterStats(options) {
     return this.#started().getClusterStats(options);
+  }
+
+  async getClusterMigrations(options) {
+    return this.#started().getClusterMigrations(options);
   }
 
   async getDocumentsCount(options) {

@@ -48,6 +48,7 @@ const questions = {
   hangs: () => hangs,
   call: (...values) => smartRoute.call(...values),
   stats: (...values) => smartRoute.getClusterStats(...values),
+  moves: (...values) => smartRoute.getClusterMigrations(...values),
   close: (...values) => smartRoute.closeConnections(...values),
   text: (name) => hocuspocus.documents.get(name)?.getArray('words').toArray(),
   /** Writes words one by one through a direct connection. */

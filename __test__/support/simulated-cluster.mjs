@@ -210,6 +210,10 @@ export class SimulatedCluster extends EventEmitter {
     return this.migrations;
   }
 
+  async getClusterMigrations() {
+    return { migrations: this.migrations, missing: [] };
+  }
+
   getDocumentTargetNode(name) {
     return this.#nodes.find(({ node }) => node.id === this.ownerOf(name))?.node ?? null;
   }
@@ -219,8 +223,10 @@ export class SimulatedCluster extends EventEmitter {
     for (const owner of this.#elsewhere.values()) counts.set(owner, (counts.get(owner) ?? 0) + 1);
     const nodes = this.#nodes.map(({ node, healthy }, index) => {
       const documents = counts.get(node.id) ?? 0;
-      if (!healthy) return { id: node.id, age: null, documents: null, connections: null, directConnections: null, streams: null };
-      return { id: node.id, age: 1, documents, connections: Math.round(documents * (1.4 + (index % 7) / 10)), directConnections: index % 3, streams: documents };
+      const moves = this.migrations.filter(({ from }) => from === node.id);
+      const migrated = moves.filter(({ endedAt }) => endedAt !== null).length;
+      if (!healthy) return { id: node.id, age: null, documents: null, connections: null, directConnections: null, streams: null, migrating: null, migrated: null };
+      return { id: node.id, age: 1, documents, connections: Math.round(documents * (1.4 + (index % 7) / 10)), directConnections: index % 3, streams: documents, migrating: moves.length - migrated, migrated };
     });
     return { documents: this.#open.size + this.#elsewhere.size, connections: 0, nodes };
   }

@@ -69,6 +69,8 @@ export class Management {
   /** @type {Map<string, { until: number, value: unknown }>} */
   #fresh = new Map();
   #openapi;
+  /** What all nodes said of their moves last. @type {{ until: number, told: Promise<import('../../index.js').ClusterMigrations> } | null} */
+  #moves = null;
   /** @type {{ epoch: number, shares: Map<string, number> } | null} */
   #sampled = null;
   /** What the nodes said of their load last, and when that was. */
@@ -345,6 +347,16 @@ export class Management {
       if (age !== null) loads.set(id, { age: Math.round(age + now - load.heard), ...figures });
     }
     return loads;
+  }
+
+  /** Of all nodes, which are asked once however many look. */
+  clusterMigrations() {
+    if (this.#moves !== null && performance.now() < this.#moves.until) return this.#moves.told;
+    const told = this.#smartRoute.getClusterMigrations({ timeout: ASK });
+    const moves = { until: Infinity, told };
+    this.#moves = moves;
+    told.then(() => (moves.until = performance.now() + FRESH), () => (moves.until = 0));
+    return told;
   }
 
   /** Documents elsewhere that clients reach through this node. @returns {Map<string, string>} */

@@ -65,6 +65,8 @@ const load = object({
   connections: { ...count, description: 'sockets of clients that reach the cluster at it' },
   directConnections: count,
   streams: { ...count, description: "other nodes' client sockets with documents of the node" },
+  migrating: { ...orNull('integer'), description: 'documents that move away from it, or wait for that' },
+  migrated: { ...orNull('integer'), description: 'moves away from it that have ended since it started' },
 });
 
 export const nodes = object({
@@ -140,7 +142,11 @@ export const request = object({
   reason: orNull('string'),
 });
 
-export const migrations = object({ migrations: list(migration), requests: list(request) });
+export const migrations = object({
+  migrations: list(migration),
+  requests: list(request),
+  missing: { ...ids, description: 'nodes that did not tell of theirs in time' },
+});
 
 export const migrate = object({ documentId: string, targetNodeId: string });
 export const documentOnly = object({ documentId: string });
