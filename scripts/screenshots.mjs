@@ -1,5 +1,5 @@
 /**
- * `npm run screenshots [folder]`: pictures of the dashboard, to be looked at after it was changed. Three real nodes
+ * `npm run screenshots -- [folder]`: pictures of the dashboard, to be looked at after it was changed. Three real nodes
  * with clients while one after the other is restarted, and a hundred made-up ones; light, dark and narrow.
  */
 

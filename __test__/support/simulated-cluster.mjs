@@ -162,7 +162,7 @@ export class SimulatedCluster extends EventEmitter {
     const one = this.#nodes.find(({ node }) => node.id === id);
     if (state !== undefined && state !== one.state) {
       one.state = state;
-      this.emit('viewChanged', { epoch: ++this.epoch, nodes: this.#nodes.map(({ node }) => node), joined: [], left: [], changed: [one.node] });
+      this.emit('viewChanged', { epoch: ++this.epoch, nodes: this.#nodes.filter((other) => other.state === 'active').map(({ node }) => node), joined: [], left: [], changed: [one.node] });
     }
     if (up !== undefined) {
       one.link.up = up;
