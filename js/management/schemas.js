@@ -103,7 +103,7 @@ const migration = object({
   from: string,
   to: string,
   epoch: count,
-  state: { type: 'string', enum: ['queued', 'sealed', 'transferring', 'releasing', 'completed', 'failed'] },
+  state: { type: 'string', enum: ['queued', 'preparing', 'sealed', 'transferring', 'releasing', 'completed', 'failed'] },
   startedAt: date,
   endedAt: dateOrNull,
   bytes: count,
