@@ -483,12 +483,13 @@ browsed('the node goes and comes back while the page is open: it says so, and go
   await node.stop();
   await says(page, '#lost', /does not answer/);
   await says(page, '#live', /not connected/);
+  await says(page, '#health', /not known/);
   await assertAccessible(page, 'not connected');
   node = await start();
   await says(page, '#live', /^live$/);
   await says(page, '#lost', /^$/);
   await says(page, '#events', /this node answers again[^]*this node does not answer/);
-  await untilRows(page, '#nodes', (all) => all.length === 1, 'the node is shown');
+  await says(page, '#health', /all is well/);
   assert.equal(await page.evaluate(() => globalThis.stays), true);
 });
 
