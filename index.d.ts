@@ -659,6 +659,18 @@ export interface NodeFigures {
   readonly directConnections: number | null;
   /** Client sockets of other nodes with documents that are open on it: one per socket. */
   readonly streams: number | null;
+  /** Documents that move away from it, or wait for that; `null` also of a node with an earlier version. */
+  readonly migrating: number | null;
+  /** Moves of documents away from it that have been completed or have failed since it started. */
+  readonly migrated: number | null;
+}
+
+/** What {@link SmartRoute.getClusterMigrations} answers. */
+export interface ClusterMigrations {
+  /** Newest first. Those that wait for others are not among them. */
+  readonly migrations: readonly Migration[];
+  /** Ids of nodes that did not answer in time. */
+  readonly missing: readonly string[];
 }
 
 /** What {@link SmartRoute.getClusterStats} answers. */
@@ -1061,6 +1073,12 @@ export class SmartRoute extends EventEmitter<SmartRouteEvents> implements Extens
    * node that does not answer, the last figures are given, with their age.
    */
   getClusterStats(options?: WaitOptions | null): Promise<ClusterStats>;
+
+  /**
+   * Moves of documents away from any node of the cluster, asked for now: of each node at most 25, those under
+   * way before those that have ended. Does not wait longer than `timeout`, `2000` by default.
+   */
+  getClusterMigrations(options?: WaitOptions | null): Promise<ClusterMigrations>;
 
   /** Documents open in the whole cluster: `documents` of {@link getClusterStats}. */
   getDocumentsCount(options?: WaitOptions | null): Promise<number>;

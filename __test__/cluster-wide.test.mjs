@@ -26,7 +26,7 @@ test('figures of the whole cluster count each document, socket and direct connec
   }
   const stats = await second.smartRoute.getClusterStats();
   const { age, ...figures } = stats.nodes[2];
-  assert.deepEqual(figures, { id: 'node-3', documents: 1, connections: 0, directConnections: 1, streams: 2 });
+  assert.deepEqual(figures, { id: 'node-3', documents: 1, connections: 0, directConnections: 1, streams: 2, migrating: 0, migrated: 0 });
   assert.ok(age >= 0 && age < 60_000);
   assert.equal(stats.nodes[1].age, 0);
   await direct.disconnect();

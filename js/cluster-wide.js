@@ -1,10 +1,14 @@
-/** What is asked of every node: closing connections, and figures that say how old they are. */
+/** What is asked of every node: closing connections, its moves, and figures that say how old they are. */
 
 import { SmartRouteError } from './errors.js';
 
 /** Names of the requests. */
 const CLOSE = 'close-connections';
 const FIGURES = 'figures';
+const MOVES = 'moves';
+
+/** Moves that a node tells of at most: those under way, and the newest of the others. Those that wait are only counted. */
+const TOLD = 25;
 
 /** Nodes whose last figures are remembered; those that have left are forgotten before that. */
 const REMEMBERED = 1_000;
@@ -15,6 +19,8 @@ const REMEMBERED = 1_000;
  * @property {number} connections clients' sockets that reach the cluster at the node, with a document open
  * @property {number} directConnections to documents that are open on the node
  * @property {number} streams other nodes' client sockets with documents of the node
+ * @property {number} migrating documents that move away from the node, or wait for that
+ * @property {number} migrated moves away from the node that have ended
  */
 
 export class ClusterWide {
@@ -23,6 +29,7 @@ export class ClusterWide {
   #instance;
   #edge;
   #owner;
+  #moves;
   #enforced;
   /** What other nodes said last, and when they were asked. @type {Map<string, { at: number, figures: Figures }>} */
   #last = new Map();
@@ -34,16 +41,19 @@ export class ClusterWide {
    * @param {any} context.instance Hocuspocus
    * @param {import('./edge.js').Edge} context.edge
    * @param {import('./owner.js').Owner} context.owner
+   * @param {() => import('./moves.js').Moves | undefined} context.moves
    * @param {import('../index.js').ResolvedConfiguration} context.options
    */
-  constructor({ requests, router, instance, edge, owner, options }) {
+  constructor({ requests, router, instance, edge, owner, moves, options }) {
     this.#requests = requests;
     this.#router = router;
     this.#instance = instance;
     this.#edge = edge;
     this.#owner = owner;
+    this.#moves = moves;
     this.#enforced = options.enforceRouting;
     requests.handle(FIGURES, () => this.#figures());
+    requests.handle(MOVES, () => this.#latestMoves());
     requests.handle(CLOSE, ({ document }) => this.#close(document));
   }
 
@@ -62,7 +72,14 @@ export class ClusterWide {
       connections: this.#enforced ? this.#edge.connections : sockets.size,
       directConnections,
       streams: this.#owner.size,
+      migrating: this.#moves()?.running ?? 0,
+      migrated: this.#moves()?.ended ?? 0,
     };
+  }
+
+  /** @returns {import('../index.js').Migration[]} */
+  #latestMoves() {
+    return (this.#moves()?.list() ?? []).filter(({ state }) => state !== 'queued').slice(0, TOLD);
   }
 
   #close(document) {
@@ -102,11 +119,24 @@ export class ClusterWide {
     const now = performance.now();
     const nodes = this.#router.members.map(({ node, own }) => {
       const { at = now, figures } = own ? { figures: this.#figures() } : this.#last.get(node.id) ?? { figures: null };
-      return { id: node.id, age: figures === null ? null : Math.ceil(now - at), ...(figures ?? unknown) };
+      return { id: node.id, age: figures === null ? null : Math.ceil(now - at), ...unknown, ...figures };
     });
     this.#forget();
     const sum = (key) => nodes.reduce((total, node) => total + (node[key] ?? 0), 0);
     return { documents: sum('documents'), connections: sum('connections') + sum('directConnections'), nodes };
+  }
+
+  /**
+   * @param {number} timeout ms
+   * @returns {Promise<import('../index.js').ClusterMigrations>}
+   */
+  async moves(timeout) {
+    const answers = await this.#askAll(MOVES, null, timeout);
+    const all = [...this.#latestMoves(), ...answers.flatMap(({ answer }) => answer ?? [])];
+    return {
+      migrations: all.sort((a, b) => b.startedAt.getTime() - a.startedAt.getTime()),
+      missing: answers.filter(({ answer }) => answer === null).map(({ target }) => target.node.id),
+    };
   }
 
   /** Of nodes that have left. */
@@ -137,5 +167,5 @@ export class ClusterWide {
   }
 }
 
-/** @type {Record<keyof Figures, null>} */
-const unknown = Object.freeze({ documents: null, connections: null, directConnections: null, streams: null });
+/** Of a node that has told nothing, and what an earlier version does not tell. @type {Record<keyof Figures, null>} */
+const unknown = Object.freeze({ documents: null, connections: null, directConnections: null, streams: null, migrating: null, migrated: null });

@@ -56,6 +56,7 @@ const handlerName = textRule(255);
  * @property {() => boolean} listening
  * @property {() => boolean} serving whether this node has joined and knows who owns what
  * @property {() => string} nodeId
+ * @property {() => import('./moves.js').Moves | undefined} moves
  */
 
 export class Doors {
@@ -196,6 +197,10 @@ export class Doors {
   closeConnections(documentName, options) {
     const name = isSet(documentName) ? documentText(documentName, 'documentName') : undefined;
     return this.#cluster.closeConnections(name, timeoutOf(options, CLUSTER));
+  }
+
+  getClusterMigrations(options) {
+    return this.#cluster.moves(timeoutOf(options, CLUSTER));
   }
 
   getClusterStats(options) {

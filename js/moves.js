@@ -103,6 +103,10 @@ export class Moves {
     return [...running, ...this.#over.toReversed()];
   }
 
+  get ended() {
+    return this.completed + this.failed;
+  }
+
   get running() {
     return this.#context.core.stats().migrations.running;
   }

@@ -431,6 +431,7 @@ export class SmartRoute extends EventEmitter {
       imports: this.#imports,
       handlers: this.#handlers,
       ...lettingIn,
+      moves: () => this.#moves,
     });
     this.#moves = new Moves({
       ...shared,
@@ -1077,6 +1078,10 @@ export class SmartRoute extends EventEmitter {
 
   async getClusterStats(options) {
     return this.#started().getClusterStats(options);
+  }
+
+  async getClusterMigrations(options) {
+    return this.#started().getClusterMigrations(options);
   }
 
   async getDocumentsCount(options) {

@@ -1,5 +1,5 @@
 /**
- * What `npm run build`, `demo`, `bench`, `chaos` and `npm test` start: sets up a clone that has only Node and
+ * What `npm run build`, `demo`, `bench`, `chaos`, `screenshots` and `npm test` start: sets up a clone that has only Node and
  * Rust as far as the task needs it, then runs the task. With everything in place the set-up takes
  * a fraction of a second.
  *
@@ -11,6 +11,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
 
+import { ensureChromium } from './lib/chromium.mjs';
 import { ensureDependencies } from './lib/dependencies.mjs';
 import { ensureHocuspocus3 } from './lib/hocuspocus3.mjs';
 import { ensureNative } from './lib/native.mjs';
@@ -24,13 +25,14 @@ const FILE_GRACE = 30_000;
 /** Failures in more files than these are no bad luck. */
 const RETRIED = 3;
 
-/** @type {Record<string, { native?: boolean, redis?: boolean, hocuspocus3?: boolean, run: (args: string[]) => Promise<number> }>} */
+/** @type {Record<string, { native?: boolean, redis?: boolean, hocuspocus3?: boolean, chromium?: boolean, run: (args: string[]) => Promise<number> }>} */
 const tasks = {
   // What the workflows that build with other compilers need.
   packages: { native: false, run: async () => 0 },
   build: { run: async () => 0 },
   demo: { run: (args) => node('examples/demo/run.mjs', ...args) },
-  test: { redis: true, hocuspocus3: true, run: test },
+  test: { redis: true, hocuspocus3: true, chromium: true, run: test },
+  screenshots: { chromium: true, run: (args) => node('scripts/screenshots.mjs', ...args) },
   matrix: { redis: true, run: (args) => node('scripts/matrix.mjs', ...args) },
   bench: { redis: true, run: (args) => node('benchmark/run.mjs', ...args) },
   chaos: { redis: true, run: (args) => node('benchmark/chaos/run.mjs', ...args) },
@@ -45,8 +47,10 @@ await runMain(`npm run ${name}`, async () => {
     await ensureDependencies();
     if (task.native !== false) await ensureNative();
     if (task.redis) await ensureRedis();
-    // One test of many needs it, and says so itself.
-    if (task.hocuspocus3) await ensureHocuspocus3().catch((error) => console.error(`npm run ${name}: ${error.message}`));
+    // Few tests of many need these, and say so themselves.
+    const tell = (/** @type {Error} */ error) => console.error(`npm run ${name}: ${error.message}`);
+    if (task.hocuspocus3) await ensureHocuspocus3().catch(tell);
+    if (task.chromium) await ensureChromium().catch(tell);
   }
   return task.run(rest);
 });

@@ -50,6 +50,7 @@ const questions = {
   hangs: () => hangs,
   call: (...values) => smartRoute.call(...values),
   stats: (...values) => smartRoute.getClusterStats(...values),
+  moves: (...values) => smartRoute.getClusterMigrations(...values),
   close: (...values) => smartRoute.closeConnections(...values),
   text: (name) => hocuspocus.documents.get(name)?.getArray('words').toArray(),
   /** Appends words to a text one by one, as an agent does, and tells which are acknowledged. */

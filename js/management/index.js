@@ -28,6 +28,9 @@ import { API, bodyOf, find, problemOf } from './routes.js';
 const FRESH = 200;
 const RARELY = 20;
 
+/** Other nodes are asked for their figures so often at most, and only while somebody looks. ms */
+const ASK = 2_000;
+
 /** Names by which a node's share of the ring is told. */
 const SAMPLES = 16_384;
 
@@ -66,8 +69,12 @@ export class Management {
   /** @type {Map<string, { until: number, value: unknown }>} */
   #fresh = new Map();
   #openapi;
+  /** What all nodes said of their moves last. @type {{ until: number, told: Promise<import('../../index.js').ClusterMigrations> } | null} */
+  #moves = null;
   /** @type {{ epoch: number, shares: Map<string, number> } | null} */
   #sampled = null;
+  /** What the nodes said of their load last, and when that was. */
+  #load = { asked: -Infinity, asking: false, heard: 0, nodes: /** @type {readonly import('../../index.js').NodeFigures[]} */ ([]) };
 
   /**
    * @param {import('../smart-route.js').SmartRoute} smartRoute
@@ -283,23 +290,73 @@ export class Management {
     return this.#once('nodes', () => {
       const inside = this.#inside();
       const { router } = inside;
-      const links = new Map(this.#smartRoute.getLinkStats().filter(({ accepted }) => !accepted).map((link) => [link.node, link]));
+      const links = this.#smartRoute.getLinkStats();
+      const dialed = new Map(links.filter(({ accepted }) => !accepted).map((link) => [link.node, link]));
+      /** @type {Map<string, { bytesIn: number, bytesOut: number }>} */
+      const traffic = new Map();
+      for (const { node, bytesIn, bytesOut } of links) {
+        const other = traffic.get(node) ?? { bytesIn: 0, bytesOut: 0 };
+        traffic.set(node, { bytesIn: other.bytesIn + bytesIn, bytesOut: other.bytesOut + bytesOut });
+      }
       /** @type {Map<string, number>} */
       const documents = new Map();
       for (const node of this.#proxied().values()) documents.set(node, (documents.get(node) ?? 0) + 1);
       documents.set(this.#smartRoute.nodeId ?? '', inside.instance?.documents.size ?? 0);
       const shares = this.#shares(inside);
+      const loads = this.#loads();
       return JSON.stringify({
         node: this.#smartRoute.nodeId ?? null,
+        at: new Date(),
         epoch: router?.epoch ?? 0,
         reasons: notReady(this.#smartRoute, inside),
         nodes: this.#smartRoute.getRouteStats().nodes.map((node) => {
-          const { link: _, node: __, accepted: ___, ...link } = links.get(node.id) ?? {};
+          const { link: _, node: __, accepted: ___, ...link } = dialed.get(node.id) ?? {};
           const { own = false, state = 'joining' } = router?.member(node.id) ?? {};
-          return { ...node, own, state, share: shares.get(node.id) ?? 0, documents: documents.get(node.id) ?? 0, link: 'up' in link ? link : null };
+          return {
+            ...node,
+            own,
+            state,
+            share: shares.get(node.id) ?? 0,
+            documents: documents.get(node.id) ?? 0,
+            load: loads.get(node.id) ?? null,
+            link: 'up' in link ? link : null,
+            traffic: traffic.get(node.id) ?? { bytesIn: 0, bytesOut: 0 },
+          };
         }),
       });
     });
+  }
+
+  /**
+   * What the nodes said of their load last. Asks again for the next time: a node that is silent
+   * keeps nobody waiting.
+   */
+  #loads() {
+    const load = this.#load;
+    const now = performance.now();
+    if (!load.asking && now - load.asked >= ASK) {
+      Object.assign(load, { asked: now, asking: true });
+      const over = () => (load.asking = false);
+      this.#smartRoute.getClusterStats({ timeout: ASK }).then(({ nodes }) => {
+        Object.assign(load, { heard: performance.now(), nodes });
+        over();
+      }, over);
+    }
+    const loads = new Map();
+    for (const { id, age, ...figures } of load.nodes) {
+      if (age !== null) loads.set(id, { age: Math.round(age + now - load.heard), ...figures });
+    }
+    return loads;
+  }
+
+  /** Of all nodes, which are asked once however many look. */
+  clusterMigrations() {
+    if (this.#moves !== null && performance.now() < this.#moves.until) return this.#moves.told;
+    const told = this.#smartRoute.getClusterMigrations({ timeout: ASK });
+    const moves = { until: Infinity, told };
+    this.#moves = moves;
+    told.then(() => (moves.until = performance.now() + FRESH), () => (moves.until = 0));
+    return told;
   }
 
   /** Documents elsewhere that clients reach through this node. @returns {Map<string, string>} */

@@ -132,9 +132,20 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
   {
     method: 'GET',
     path: 'migrations',
-    summary: 'Moves under way and the last ones, and what was asked for here',
+    summary: 'Moves under way and the last ones, newest first, and what was asked for here',
+    query: [
+      { name: 'limit', description: 'the first so many moves, and the last so many requests; all by default', schema: { type: 'integer', minimum: 1 } },
+      { name: 'cluster', description: 'true: the last moves away from any node, not only from this one', schema: { type: 'string', enum: ['true', 'false'] } },
+    ],
     answers: { 200: schema.migrations },
-    handle: ({ management, smartRoute }) => ({ migrations: smartRoute.getMigrations(), requests: management.history.requests }),
+    problems: [400],
+    handle: async ({ management, smartRoute, query }) => {
+      const limit = integer(query, 'limit', Number.MAX_SAFE_INTEGER, 1);
+      const { migrations, missing } = query.get('cluster') === 'true'
+        ? await management.clusterMigrations()
+        : { migrations: smartRoute.getMigrations(), missing: [] };
+      return { migrations: migrations.slice(0, limit), requests: management.history.requests.slice(-limit), missing };
+    },
   },
   {
     method: 'GET',

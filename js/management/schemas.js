@@ -59,8 +59,19 @@ const link = object({
   stalls: count,
 });
 
+const load = object({
+  age: { ...count, description: 'milliseconds since the node was asked' },
+  documents: { ...count, description: 'open on it' },
+  connections: { ...count, description: 'sockets of clients that reach the cluster at it' },
+  directConnections: count,
+  streams: { ...count, description: "other nodes' client sockets with documents of the node" },
+  migrating: { ...orNull('integer'), description: 'documents that move away from it, or wait for that' },
+  migrated: { ...orNull('integer'), description: 'moves away from it that have ended since it started' },
+});
+
 export const nodes = object({
   node: orNull('string'),
+  at: { ...date, description: 'when this was so: an answer is given again for a moment' },
   epoch: count,
   reasons: { ...list(string), description: 'why the node that answers is not ready; empty where it is' },
   nodes: list(object({
@@ -71,7 +82,9 @@ export const nodes = object({
     lastHealthCheck: dateOrNull,
     share: { ...number, description: 'of the ring, from 0 to 1' },
     documents: { ...count, description: 'documents there, of those that this node has to do with' },
+    load: { anyOf: [load, { type: 'null' }], description: 'what the node itself said last; null before that' },
     link: { anyOf: [link, { type: 'null' }], description: 'the link that this node opens to it' },
+    traffic: { ...object({ bytesIn: count, bytesOut: count }), description: 'on the links with it that are there now, both that it opened and that this node did' },
   })),
 });
 
@@ -129,7 +142,11 @@ export const request = object({
   reason: orNull('string'),
 });
 
-export const migrations = object({ migrations: list(migration), requests: list(request) });
+export const migrations = object({
+  migrations: list(migration),
+  requests: list(request),
+  missing: { ...ids, description: 'nodes that did not tell of theirs in time' },
+});
 
 export const migrate = object({ documentId: string, targetNodeId: string });
 export const documentOnly = object({ documentId: string });
