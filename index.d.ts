@@ -308,7 +308,8 @@ export interface SmartRouteConfiguration {
   clusterName?: string | null;
   /**
    * What the nodes authenticate each other with; the same on all of them. A string of at least 16
-   * characters, or at least 16 bytes. Default: the environment variable
+   * characters, or at least 16 bytes; make it of 32 random ones (`openssl rand -base64 32`), because
+   * guesses can be tried against a recorded handshake. Default: the environment variable
    * `SMARTROUTE_CLUSTER_SECRET`, where it is not empty; otherwise none, and then only loopback
    * addresses are accepted: with any other `listen()` rejects with `ERR_SMARTROUTE_NO_SECRET`. With
    * `redis`, the first node that starts without a secret makes one and keeps it there.
