@@ -341,13 +341,14 @@ export interface SmartRouteConfiguration {
   clusterName?: string | null;
   /**
    * What the nodes authenticate each other with; the same on all of them. A string of at least 16
-   * characters, or at least 16 bytes. An array of 1 to 4 of them while one takes the place of another:
-   * all are accepted, and two nodes use the first of the acceptor's that both know; `ERR_SMARTROUTE_OPTION`
-   * if one stands there twice. Default: the environment variable `SMARTROUTE_CLUSTER_SECRET`, where it is
-   * not empty, split at its commas (a secret with a comma goes into this option); otherwise none, and
-   * then only loopback addresses are accepted: with any other `listen()` rejects with
-   * `ERR_SMARTROUTE_NO_SECRET`. With `redis`, the first node that starts without a secret makes one and
-   * keeps it there.
+   * characters, or at least 16 bytes; make it of 32 random ones (`openssl rand -base64 32`), because
+   * guesses can be tried against a recorded handshake. An array of 1 to 4 of them while one takes the
+   * place of another: all are accepted, and two nodes use the first of the acceptor's that both know;
+   * `ERR_SMARTROUTE_OPTION` if one stands there twice. Default: the environment variable
+   * `SMARTROUTE_CLUSTER_SECRET`, where it is not empty, split at its commas (a secret with a comma goes
+   * into this option); otherwise none, and then only loopback addresses are accepted: with any other
+   * `listen()` rejects with `ERR_SMARTROUTE_NO_SECRET`. With `redis`, the first node that starts without
+   * a secret makes one and keeps it there.
    */
   clusterSecret?: string | Uint8Array | readonly (string | Uint8Array)[] | null;
   /**

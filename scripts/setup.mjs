@@ -1,5 +1,5 @@
 /**
- * What `npm run build`, `demo`, `bench`, `chaos`, `screenshots` and `npm test` start: sets up a clone that has only Node and
+ * What `npm run build`, `demo`, `bench`, `suite`, `chaos`, `screenshots` and `npm test` start: sets up a clone that has only Node and
  * Rust as far as the task needs it, then runs the task. With everything in place the set-up takes
  * a fraction of a second.
  *
@@ -35,6 +35,7 @@ const tasks = {
   screenshots: { chromium: true, run: (args) => node('scripts/screenshots.mjs', ...args) },
   matrix: { redis: true, run: (args) => node('scripts/matrix.mjs', ...args) },
   bench: { redis: true, run: (args) => node('benchmark/run.mjs', ...args) },
+  suite: { run: (args) => node('benchmark/suite/run.mjs', ...args) },
   chaos: { redis: true, run: (args) => node('benchmark/chaos/run.mjs', ...args) },
 };
 

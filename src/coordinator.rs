@@ -12,7 +12,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::checker::{self, Report};
@@ -674,8 +674,7 @@ async fn keep_knocking(core: Arc<Core>, peer: String, target: Target, stop: Canc
     let Target { address, port } = target;
     let knocking = async {
         loop {
-            let attempt = timeout(upgrade::TIMEOUT, attempt(&core, &peer, &address, port)).await;
-            if let Ok(Err(error)) = attempt
+            if let Err(error) = attempt(&core, &peer, &address, port).await
                 && let UpgradeError::Refused(refusal) | UpgradeError::RefusedByPeer(refusal) =
                     &error
                 && matches!(refusal.code, Mismatch | Secret)
@@ -708,8 +707,7 @@ async fn establish(
         // A refusal counts for a third of a lease.
         let longest = MAX_BACKOFF.min(Duration::from_millis(core.settings.lease_duration / 6));
         *pause = (*pause * 2).clamp(MIN_BACKOFF, longest.max(MIN_BACKOFF));
-        let attempt = timeout(upgrade::TIMEOUT, attempt(core, &link.peer, address, port)).await;
-        let error = match attempt.unwrap_or(Err(UpgradeError::TimedOut)) {
+        let error = match attempt(core, &link.peer, address, port).await {
             Ok(established) => return established,
             Err(error) => error,
         };
@@ -736,10 +734,13 @@ async fn attempt(
     address: &str,
     port: u16,
 ) -> Result<Established, UpgradeError> {
-    let (mut reader, writer) = connect(core, address, port).await?;
+    let deadline = Instant::now() + upgrade::TIMEOUT;
+    let connected = timeout_at(deadline, connect(core, address, port)).await;
+    let (mut reader, writer) = connected.unwrap_or(Err(UpgradeError::TimedOut))?;
     let identity = core.identity.load_full();
     let host = authority(address, port);
-    let (challenge, buffer) = upgrade::dial(&mut reader, &writer, &host, &identity, peer).await?;
+    let dialed = upgrade::dial(&mut reader, &writer, &host, &identity, peer, deadline);
+    let (challenge, buffer) = dialed.await?;
     Ok((reader, writer, challenge, buffer))
 }
 

@@ -506,10 +506,7 @@ impl Core {
         if self.stop.is_cancelled() {
             return Ok(());
         }
-        if let Err(UpgradeError::TimedOut) = &acceptor {
-            let reason = "the handshake took too long";
-            upgrade::refuse(&writer, &Refusal::new(RefusalCode::Other, reason)).await;
-        }
+        upgrade::tell(&writer, &acceptor).await;
         let acceptor = acceptor?;
         if !self.settings.enforce_routing {
             // Of one mind with a node that knocked; see `coordinator::keep_knocking`.
@@ -539,6 +536,12 @@ impl Core {
         let error = link.run(reader, writer, buffer, &self.service()).await;
         self.remove_link(&link, &error.to_string());
         self.link_down(&link, &error);
+        if let LinkError::Refused(_) = &error {
+            // Everything else the dialer says, or sees for itself.
+            let key = format!("closed {}", link.peer);
+            let message = format!("the link from {} was lost: {error}", link.peer);
+            self.log("warn", &key, &message);
+        }
         Ok(())
     }
 

@@ -1112,15 +1112,26 @@ async fn a_dialer_survives_whatever_answers() {
     ];
     // Silence is no answer either. First, as a peer that is not there is logged only after a while.
     let mut raw = fake.requested().await;
-    raw.closed().await;
+    assert!(
+        raw.closed().await.is_none(),
+        "it may be anything, and is told nothing"
+    );
     said(&mut a, "unreachable", "silence").await;
+    let mut raw = fake.requested().await;
+    raw.write(SWITCHING).await;
+    let refusal = raw.closed().await.expect("a reason");
+    assert_eq!(refusal.code, RefusalCode::Other);
+    assert_eq!(refusal.reason, "the handshake took too long");
+    said(&mut a, "unreachable", "silence after the upgrade").await;
 
     for (code, answer) in answers {
         let what = String::from_utf8_lossy(&answer[..answer.len().min(90)]).into_owned();
         let mut raw = fake.requested().await;
         raw.write(&answer).await;
         let _ = raw.socket.shutdown().await;
-        raw.closed().await;
+        let refusal = raw.closed().await.map(|refusal| refusal.code);
+        let ours = matches!(code, "bad-frame" | "malformed");
+        assert_eq!(refusal, ours.then_some(RefusalCode::Malformed), "{what:?}");
         said(&mut a, code, &what).await;
     }
 
@@ -1406,6 +1417,31 @@ async fn pings_without_end_that_nobody_reads_the_answers_to_are_bounded() {
         waiting <= 4 * OUT_HIGH,
         "{waiting} bytes wait for a peer that does not read"
     );
+}
+
+#[tokio::test]
+async fn a_dialer_that_ends_its_link_with_a_reason_is_quoted_in_the_log() {
+    let mut b = Node::start("b").await;
+    let (mut raw, _link) = intruder(&mut b, "x").await;
+    let refusal = Refusal::new(RefusalCode::Malformed, "it does not add up");
+    let json = serde_json::to_vec(&refusal).unwrap();
+    raw.frames(&[Frame::Refuse(&json)]).await;
+    b.sees("the reason", |event| {
+        matches!(event, Event::Log { key, message, .. }
+            if key == "closed x" && message.ends_with("closed by the peer: it does not add up"))
+    })
+    .await;
+    // The same before the link is open.
+    let identity = stranger(&b, "y");
+    let dialer = Dialer::new(&identity, "b", rand::random());
+    let mut raw = Raw::upgraded(b.port).await;
+    raw.frames(&[Frame::Hello(dialer.hello()), Frame::Refuse(&json)])
+        .await;
+    b.sees("the other reason", |event| {
+        matches!(event, Event::Log { message, .. }
+            if message == "a link was refused: refused by the peer: it does not add up")
+    })
+    .await;
 }
 
 #[tokio::test]

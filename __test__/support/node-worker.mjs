@@ -1,5 +1,6 @@
 /** One node in a worker thread or a process of its own, told by words what to do. */
 
+import { existsSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
 
 import { createNode } from './cluster.mjs';
@@ -19,6 +20,10 @@ async function act([word, argument]) {
     const end = performance.now() + Number(argument);
     while (performance.now() < end);
     process.stdout.write('done\n');
+  }
+  if (word === 'stall') {
+    process.stdout.write('stalled\n');
+    while (existsSync(argument));
   }
 }
 

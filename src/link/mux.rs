@@ -28,11 +28,16 @@ pub const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
 /// A stream takes another message while less than this waits in its queue, its longest message not
 /// counted: a large document under way must not make the next keystroke one too many. Past that the
-/// stream is closed, as its reader is too slow.
+/// stream is closed, as its reader is too slow. Nothing leaves the queue within a turn of the event loop, so
+/// this is also the most that one turn may send: its longest message, and 64 MiB.
 pub const STREAM_QUEUE: usize = 64 * 1024 * 1024;
 
 /// The same for all streams of a link together.
 pub const LINK_QUEUE: usize = 512 * 1024 * 1024;
+
+/// What a stream is closed with that would wait for more than that.
+const FULL: &str =
+    "SmartRoute: more than 64 MiB wait on this stream, or 512 MiB on its link; reconnect";
 
 /// Most streams one link carries: far above the sockets a node can hold.
 pub const MAX_STREAMS: usize = 1 << 18;
@@ -324,7 +329,7 @@ impl Mux {
             || self.queued >= LINK_QUEUE;
         if full || bytes.len() > MAX_MESSAGE {
             let (code, reason) = if full {
-                (close::OVERLOADED, "SmartRoute: queue full, reconnect")
+                (close::OVERLOADED, FULL)
             } else {
                 (close::TOO_BIG, "SmartRoute: message too big")
             };
@@ -547,7 +552,7 @@ impl Mux {
                 let (code, reason) = if too_big {
                     (close::TOO_BIG, "SmartRoute: message too big")
                 } else {
-                    (close::OVERLOADED, "SmartRoute: link full, reconnect")
+                    (close::OVERLOADED, FULL)
                 };
                 self.fail(id, code, reason, sink);
                 return Ok(());
@@ -813,14 +818,7 @@ mod tests {
             pair.owner.send(1, 0, &message, &mut none);
             assert!(pair.owner.backlog() <= STREAM_QUEUE + 2 * message.len() + OUT_HIGH);
         }
-        assert_eq!(
-            none.0,
-            [Event::Closed(
-                1,
-                close::OVERLOADED,
-                "SmartRoute: queue full, reconnect".into()
-            )]
-        );
+        assert_eq!(none.0, [Event::Closed(1, close::OVERLOADED, FULL.into())]);
         pair.settle();
         assert_eq!(pair.owner.backlog(), 0);
         assert!(matches!(
@@ -840,6 +838,22 @@ mod tests {
         assert!(none.0.is_empty());
         pair.settle();
         assert_eq!(pair.at_owner.0.len(), 4);
+    }
+
+    #[test]
+    fn one_turn_may_send_64_mib_beside_its_longest_message() {
+        let mut pair = Pair::new();
+        let mut none = Seen::default();
+        pair.edge.open(1, T);
+        pair.edge.send(1, 0, &vec![3; 50_000_000], &mut none);
+        let message = vec![0; 1 << 20];
+        for _ in 0..63 {
+            pair.edge.send(1, 0, &message, &mut none);
+        }
+        assert!(none.0.is_empty(), "{:?}", none.0);
+        pair.settle();
+        assert_eq!(pair.at_owner.0.len(), 1 + 64);
+        assert!(FULL.len() <= 123, "a close reason holds no more");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use tokio::time::{Instant, timeout_at};
 
 use super::auth::{Acceptor, Challenge, Dialer, Identity, Refusal, RefusalCode};
 use super::connection::{Reader, Writer};
@@ -74,49 +75,71 @@ impl UpgradeError {
     }
 }
 
-/// Dials: sends the upgrade request and proves who this node is.
+/// Dials: sends the upgrade request and proves who this node is, before `deadline`.
 ///
 /// # Errors
-/// [`UpgradeError`].
+/// [`UpgradeError`]; what this node found wrong has been told to the acceptor.
 pub async fn dial(
     reader: &mut Reader,
     writer: &Writer,
     host: &str,
     identity: &Identity,
     to: &str,
+    deadline: Instant,
 ) -> Result<(Challenge, BytesMut), UpgradeError> {
+    let mut buffer = BytesMut::with_capacity(4096);
+    // Until it has answered it may be anything: nobody is told why in frames.
+    let upgraded = timeout_at(deadline, request(reader, writer, host, &mut buffer));
+    upgraded.await.unwrap_or(Err(UpgradeError::TimedOut))?;
+    let proved = timeout_at(
+        deadline,
+        introduce(reader, writer, &mut buffer, identity, to),
+    );
+    let result = proved.await.unwrap_or(Err(UpgradeError::TimedOut));
+    tell(writer, &result).await;
+    Ok((result?, buffer))
+}
+
+async fn request(
+    reader: &mut Reader,
+    writer: &Writer,
+    host: &str,
+    buffer: &mut BytesMut,
+) -> Result<(), UpgradeError> {
     let request = format!(
         "GET {PATH} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL_NAME}\r\n\r\n"
     );
     writer.write_all(request.as_bytes()).await?;
-    let mut buffer = BytesMut::with_capacity(4096);
-    read_response(reader, &mut buffer).await?;
+    read_response(reader, buffer).await
+}
+
+async fn introduce(
+    reader: &mut Reader,
+    writer: &Writer,
+    buffer: &mut BytesMut,
+    identity: &Identity,
+    to: &str,
+) -> Result<Challenge, UpgradeError> {
     let dialer = Dialer::new(identity, to, rand::random());
     write(writer, &Frame::Hello(dialer.hello())).await?;
-    let body = read(reader, &mut buffer).await?;
+    let body = read(reader, buffer).await?;
     let (challenge, proof) = match frame::decode(&body)? {
-        Frame::Challenge(body) => match dialer.answer(body) {
-            Ok(answer) => answer,
-            Err(refusal) => {
-                refuse(writer, &refusal).await;
-                return Err(refusal.into());
-            }
-        },
+        Frame::Challenge(body) => dialer.answer(body)?,
         other => return Err(unproven(unexpected(&other))),
     };
     write(writer, &Frame::Auth(&proof)).await?;
-    let body = read(reader, &mut buffer).await?;
+    let body = read(reader, buffer).await?;
     match frame::decode(&body)? {
-        Frame::Ready => Ok((challenge, buffer)),
+        Frame::Ready => Ok(challenge),
         other => Err(unexpected(&other)),
     }
 }
 
 /// Accepts up to the point where the dialer has proved who it is. The caller decides whether that
-/// node may have a link, and calls [`ready`] or [`refuse`].
+/// node may have a link, and calls [`ready`] or [`refuse`]; of an error it [`tell`]s the dialer.
 ///
 /// # Errors
-/// [`UpgradeError`]; a refusal has been told to the dialer.
+/// [`UpgradeError`].
 pub async fn accept<'a>(
     reader: &mut Reader,
     writer: &Writer,
@@ -128,16 +151,7 @@ pub async fn accept<'a>(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL_NAME}\r\n\r\n"
     );
     writer.write_all(response.as_bytes()).await?;
-    let result = authenticate(reader, writer, buffer, identity, loopback).await;
-    match &result {
-        Err(UpgradeError::Refused(refusal)) => refuse(writer, refusal).await,
-        Err(UpgradeError::Frame(error)) => {
-            let refusal = Refusal::new(RefusalCode::Malformed, format!("bad frame: {error}"));
-            refuse(writer, &refusal).await;
-        }
-        _ => {}
-    }
-    result
+    authenticate(reader, writer, buffer, identity, loopback).await
 }
 
 async fn authenticate<'a>(
@@ -187,7 +201,23 @@ pub async fn ready(writer: &Writer) -> Result<(), UpgradeError> {
     write(writer, &Frame::Ready).await
 }
 
-/// Tells the dialer why not. Best effort: the link closes either way.
+/// Tells the peer what this node found wrong, if that is why the handshake ends.
+pub async fn tell<T>(writer: &Writer, result: &Result<T, UpgradeError>) {
+    match result {
+        Err(UpgradeError::Refused(refusal)) => refuse(writer, refusal).await,
+        Err(UpgradeError::Frame(error)) => {
+            let reason = format!("bad frame: {error}");
+            refuse(writer, &Refusal::new(RefusalCode::Malformed, reason)).await;
+        }
+        Err(UpgradeError::TimedOut) => {
+            let reason = "the handshake took too long";
+            refuse(writer, &Refusal::new(RefusalCode::Other, reason)).await;
+        }
+        _ => {}
+    }
+}
+
+/// Tells the peer why not. Best effort: the link closes either way.
 pub async fn refuse(writer: &Writer, refusal: &Refusal) {
     let json = serde_json::to_vec(refusal).unwrap_or_default();
     let _ = write(writer, &Frame::Refuse(&json)).await;
