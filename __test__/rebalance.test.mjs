@@ -11,7 +11,7 @@ import { startRedis } from './support/redis.mjs';
 const ownerOf = (nodes, name) => nodes[0].smartRoute.getDocumentTargetNode(name).id;
 
 for (const kind of ['with leases', 'without Redis']) {
-  test(`${kind}: a node joins and nothing that is open moves, through more views, until it unloads or its node drains`, { timeout: 120_000 }, async (t) => {
+  test(`${kind}: a node joins and nothing that is open moves, through more views, until it unloads or its node drains`, { timeout: 180_000 }, async (t) => {
     const redis = kind === 'with leases' ? (await startRedis(t)).url : undefined;
     const { rows, ...hooks } = database();
     const owners = watchOwners();
@@ -20,7 +20,7 @@ for (const kind of ['with leases', 'without Redis']) {
     }));
     owners.nodes.push(...nodes);
     await until(() => nodes.every(({ smartRoute }) => smartRoute.isInitialized), 'all serve', 30_000);
-    const documents = names(16);
+    const documents = names(10);
     const clients = new Map();
     for (const name of documents) clients.set(name, nodes.map((node) => connect(t, node, name)));
     const all = [...clients.values()].flat();
@@ -34,7 +34,7 @@ for (const kind of ['with leases', 'without Redis']) {
     owners.nodes.push(joined);
     await until(() => joined.smartRoute.isInitialized, 'the new node serves', 30_000);
     const elsewhere = documents.filter((name) => ownerOf(nodes, name) === 'node-3');
-    assert.ok(elsewhere.length > 1, 'the ring gives some to the new node');
+    assert.ok(elsewhere.length > 2, 'the ring gives some to the new node');
 
     // New clients, also of the new node, open them where they are.
     const late = elsewhere.map((name) => connect(t, joined, name));
