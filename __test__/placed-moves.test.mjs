@@ -5,6 +5,7 @@ import { test } from 'node:test';
 
 import { connect, startCluster, synced, until } from './support/cluster.mjs';
 import { UNNOTICED, database, everybodyHas, holders, names, settled, startGrowing, types, watch } from './support/moves.mjs';
+import { watchOwners } from './support/owners.mjs';
 import { startRedis } from './support/redis.mjs';
 
 /** A function that places everything at a node, where that is there. */
@@ -73,19 +74,6 @@ test('a node joins and leaves, and the function follows: live moves, nobody noti
   await settled(nodes, documents, []);
   await unnoticed(nodes);
 });
-
-/** Notes whenever a client is let in to a document that somebody has open at another node: two owners. */
-function watchOwners() {
-  const nodes = [];
-  const twice = [];
-  const openAt = (name) => nodes.filter(({ hocuspocus }) => (hocuspocus.documents.get(name)?.getConnectionsCount() ?? 0) > 0).map(({ id }) => id);
-  const extension = { extensionName: 'watch', connected: async ({ documentName }) => void note(documentName) };
-  const note = (name) => {
-    const at = openAt(name);
-    if (at.length > 1) twice.push(`${name} at ${at}`);
-  };
-  return { nodes, twice, note, extension };
-}
 
 for (const kind of ['with leases', 'without Redis']) {
   test(`functions that differ between nodes, ${kind}: one owner at a time through joins, pins and leaves, with clients that come and go`, { timeout: 180_000 }, async (t) => {

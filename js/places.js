@@ -278,6 +278,12 @@ export class Places {
     });
   }
 
+  /** This node lost its place in the cluster: what was said to it is another's by now. */
+  lapsed() {
+    this.#here.clear();
+    this.#stays.clear();
+  }
+
   destroy() {
     this.#ended = true;
   }

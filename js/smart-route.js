@@ -820,6 +820,7 @@ export class SmartRoute extends EventEmitter {
       this.#owner.fence(reason);
       this.#edge.fence(reason);
       this.#claims.lapsed();
+      this.#places.lapsed();
       this.#handoffs.lapsed();
       this.#imports.lapsed();
       this.#fence.drop();
