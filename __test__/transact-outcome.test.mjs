@@ -49,9 +49,9 @@ test('the owner dies, and nobody takes its place in time: an edit that was sent 
   await push(direct, 'acknowledged');
   const interrupted = assert.rejects(unanswered(node, owner, direct), { ...code('INTERRUPTED'), message: /may have been done/ });
   await until(() => wordsOf(direct.document).length === 2, 'it is made here');
+  const down = once(node.smartRoute, 'linkDown');
   owner.kill('SIGKILL');
-  await gone;
-  await until(() => !linked(node, 2), 'the link is down');
+  await Promise.all([gone, down]);
   await assert.rejects(push(direct, 'late'), { ...code('UNREACHABLE'), message: /was not done/ });
   await interrupted;
   await assert.rejects(push(direct, 'later'), code('UNREACHABLE'));

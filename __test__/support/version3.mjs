@@ -14,7 +14,7 @@ const repository = new URL('../../from-here.mjs', import.meta.url).href;
 register(
   `data:text/javascript,${encodeURIComponent(`
     export const resolve = (specifier, context, next) => {
-      const parentURL = /^@hocuspocus\\/(server|provider|common|extension-)/.test(specifier) ? ${JSON.stringify(packages)}
+      const parentURL = /^@hocuspocus\\/(server|provider|common|extension-(?!smartroute))/.test(specifier) ? ${JSON.stringify(packages)}
         : /^(yjs|lib0|y-protocols)(\\/|$)/.test(specifier) ? ${JSON.stringify(repository)}
         : context.parentURL;
       return next(specifier, { ...context, parentURL });
