@@ -27,7 +27,10 @@ class TracedWebSocket extends WebSocket {
 
   constructor(url) {
     super(url);
-    this.on('upgrade', ({ socket }) => (this.localPort = socket.localPort ?? null));
+    this.on('upgrade', ({ socket }) => {
+      this.tcp = socket;
+      this.localPort = socket.localPort ?? null;
+    });
   }
 }
 
@@ -195,6 +198,12 @@ serve({
   places: () => present().filter(({ visit, settled }) => visit === null && settled).map((client) => {
     const { localPort, from } = client.connections.at(-1);
     return { document: client.name, localPort, from };
+  }),
+
+  /** Bytes to and from the clients of a document, on the sockets that they have now. */
+  traffic: ({ name }) => present().filter((client) => client.name === name).map(({ socket }) => {
+    const { bytesRead = 0, bytesWritten = 0 } = socket.webSocket?.tcp ?? {};
+    return { bytesRead, bytesWritten };
   }),
 
   /** ms from each edit to its acknowledgement, of those that were acknowledged in a time, in all documents but one. */

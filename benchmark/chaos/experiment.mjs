@@ -63,6 +63,7 @@ export async function experiment(given, progress = () => {}) {
         places: async () => (await ask('places')).map(({ document, localPort, from }) => ({ document, node: nodes.balancer.nodeOf(localPort, from) }))
           .filter(({ node }) => nodes.running().some(({ id }) => id === node)),
         latencies: (from, to, except) => ask('latencies', { from, to, except }),
+        traffic: async (name) => (await ask('traffic', { name })).reduce((sum, { bytesRead, bytesWritten }) => sum + bytesRead + bytesWritten, 0),
         tell(topic, text) {
           (told[topic] ??= []).push(text);
           say(text);
