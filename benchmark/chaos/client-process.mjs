@@ -177,12 +177,17 @@ async function read({ who, url, lengths, limit, patience }) {
 }
 
 serve({
-  /** Resolves when everybody of this process has synced. */
-  async connect({ plan: given, assigned, limit }) {
+  /** Resolves when everybody of this process has synced. They come at once, or `inTurn`. */
+  async connect({ plan: given, assigned, limit, inTurn }) {
     plan = given;
-    for (const one of assigned) clients.push(new Client(one));
+    const end = now() + limit;
+    for (const one of assigned) {
+      const client = new Client(one);
+      clients.push(client);
+      if (inTurn) await until(end - now(), () => client.provider.synced);
+    }
     const waiting = () => clients.filter(({ provider }) => !provider.synced);
-    if ((await until(limit, () => waiting().length === 0)) === null)
+    if ((await until(end - now(), () => waiting().length === 0)) === null)
       throw new Error(`${waiting().length} of ${clients.length} clients did not sync before anything was done to the cluster`);
   },
 
