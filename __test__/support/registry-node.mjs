@@ -14,7 +14,7 @@ import * as Y from 'yjs';
 
 import { SmartRoute } from '../../index.js';
 
-const { port, folder, smartRoute: options, extensionRedis, debounce } = JSON.parse(process.argv[2]);
+const { port, folder, smartRoute: options, extensionRedis, debounce, tokensOnce = false } = JSON.parse(process.argv[2]);
 
 /** ms on a clock that all processes of the machine share, and that a stopped one does not stop. */
 const clock = () => Number(process.hrtime.bigint() / 1_000n) / 1_000;
@@ -63,7 +63,20 @@ const recorder = {
   },
 };
 
-const extensions = [smartRoute, recorder];
+/** Tokens that were shown here. @type {string[]} */
+const shown = [];
+
+/** A token is good for one connection, whichever node it is shown to. */
+const doorman = {
+  extensionName: 'doorman',
+  async onAuthenticate({ token }) {
+    shown.push(token);
+    writeFileSync(join(folder, `${encodeURIComponent(token)}.token`), '', { flag: 'wx' });
+    return { user: token };
+  },
+};
+
+const extensions = [smartRoute, recorder, ...(tokensOnce ? [doorman] : [])];
 if (extensionRedis !== undefined) extensions.push(new RedisExtension(extensionRedis));
 const server = new Server({ port, quiet: true, stopOnSignals: false, debounce, extensions });
 
@@ -83,6 +96,9 @@ const operations = {
   owner: (name) => smartRoute.getDocumentTargetNode(name)?.id,
   text: (name) => server.hocuspocus.documents.get(name)?.getArray('words').toArray(),
   evict: (id, options) => smartRoute.evictNode(id, options),
+  migrate: (name, id) => smartRoute.migrateDocument(name, id),
+  shown: () => shown,
+  users: (name) => server.hocuspocus.documents.get(name)?.getConnections().map(({ context }) => context.user).sort(),
   remove: (id) => smartRoute.removeClusterNode(id),
   destroy: () => server.destroy(),
   // Between two turns of the event loop: frames that were let in are dealt with.

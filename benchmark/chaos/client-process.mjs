@@ -27,7 +27,10 @@ class TracedWebSocket extends WebSocket {
 
   constructor(url) {
     super(url);
-    this.on('upgrade', ({ socket }) => (this.localPort = socket.localPort ?? null));
+    this.on('upgrade', ({ socket }) => {
+      this.tcp = socket;
+      this.localPort = socket.localPort ?? null;
+    });
   }
 }
 
@@ -174,12 +177,17 @@ async function read({ who, url, lengths, limit, patience }) {
 }
 
 serve({
-  /** Resolves when everybody of this process has synced. */
-  async connect({ plan: given, assigned, limit }) {
+  /** Resolves when everybody of this process has synced. They come at once, or `inTurn`. */
+  async connect({ plan: given, assigned, limit, inTurn }) {
     plan = given;
-    for (const one of assigned) clients.push(new Client(one));
+    const end = now() + limit;
+    for (const one of assigned) {
+      const client = new Client(one);
+      clients.push(client);
+      if (inTurn) await until(end - now(), () => client.provider.synced);
+    }
     const waiting = () => clients.filter(({ provider }) => !provider.synced);
-    if ((await until(limit, () => waiting().length === 0)) === null)
+    if ((await until(end - now(), () => waiting().length === 0)) === null)
       throw new Error(`${waiting().length} of ${clients.length} clients did not sync before anything was done to the cluster`);
   },
 
@@ -195,6 +203,12 @@ serve({
   places: () => present().filter(({ visit, settled }) => visit === null && settled).map((client) => {
     const { localPort, from } = client.connections.at(-1);
     return { document: client.name, localPort, from };
+  }),
+
+  /** Bytes to and from the clients of a document, on the sockets that they have now. */
+  traffic: ({ name }) => present().filter((client) => client.name === name).map(({ socket }) => {
+    const { bytesRead = 0, bytesWritten = 0 } = socket.webSocket?.tcp ?? {};
+    return { bytesRead, bytesWritten };
   }),
 
   /** ms from each edit to its acknowledgement, of those that were acknowledged in a time, in all documents but one. */

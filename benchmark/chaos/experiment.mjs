@@ -11,7 +11,7 @@ import { withDefaults } from './options.mjs';
 
 const CONNECT_LIMIT = 30_000;
 /** Bytes per ms that clients are given, over all of them, to read what documents hold. */
-const CONNECT_RATE = 20_000;
+const CONNECT_RATE = 8_000;
 /** Clients of each document but the first, where that one has a crowd. */
 const CROWD_OTHERS = 2;
 const READ_LIMIT = 15_000;
@@ -63,6 +63,7 @@ export async function experiment(given, progress = () => {}) {
         places: async () => (await ask('places')).map(({ document, localPort, from }) => ({ document, node: nodes.balancer.nodeOf(localPort, from) }))
           .filter(({ node }) => nodes.running().some(({ id }) => id === node)),
         latencies: (from, to, except) => ask('latencies', { from, to, except }),
+        traffic: async (name) => (await ask('traffic', { name })).reduce((sum, { bytesRead, bytesWritten }) => sum + bytesRead + bytesWritten, 0),
         tell(topic, text) {
           (told[topic] ??= []).push(text);
           say(text);
@@ -142,6 +143,8 @@ async function connect(options, nodes, people) {
     plan: { url: `ws://127.0.0.1:${nodes.balancer.port}`, rate: options.rate, seed: options.seed, clients, process, processes },
     assigned: assigned.filter(({ index }) => index % processes === process),
     limit,
+    // A provider that has heard nothing for 30 s gives its socket up: so much may not be on its way at once.
+    inTurn: FAULTS[options.fault].crowd === true,
   }, limit + 10_000)));
 }
 

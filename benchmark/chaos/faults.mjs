@@ -34,6 +34,9 @@ const STEP_TRIES = 3;
 /** For so long others are edited before a large document moves, and after each of its moves. ms */
 const LARGE_QUIET = 4000;
 
+/** Bytes by which resident memory comes and goes by itself. */
+const RSS_NOISE = 64_000_000;
+
 const mb = (bytes) => Math.round(bytes / 1e6);
 
 function spread(values) {
@@ -271,11 +274,12 @@ export const FAULTS = {
     needs: { smartroute: true, nodes: 2, yjs: true },
     limits: () => ({ ...planned(), silence: null }),
     async run(context) {
-      const { nodes, options, names: [name], latencies, pause } = context;
+      const { nodes, options, names: [name], latencies, traffic, pause } = context;
       const home = await nodes.running()[0].child.call('owner', { name });
       const there = nodes.running().find(({ id }) => id !== home).id;
       const memory = async () => Object.fromEntries(await Promise.all([home, there].map(async (id) => [id, await nodes.get(id).child.call('memory')])));
-      const cost = await nodes.get(home).child.call('cost', { name });
+      const cpu = async () => (await nodes.get(home).child.call('cpu')) + (await nodes.get(there).child.call('cpu'));
+      const { bytes, ...cost } = await nodes.get(home).child.call('cost', { name });
       // Not with the pause that this made.
       await pause(LARGE_QUIET / 2);
       const quietFrom = now();
@@ -286,25 +290,28 @@ export const FAULTS = {
       for (let i = 0; i < options.count; i++) {
         for (const to of [there, home]) {
           const from = now();
+          const [before, used] = [await traffic(name), await cpu()];
           const { code, message } = await migrate(context, name, to, nodes.get(home));
           if (code !== undefined) throw new Error(`${name} to ${to}: ${code} ${message}`);
-          const moved = now() - from;
+          const moved = { ms: now() - from, cpuMs: (await cpu()) - used };
           await pause(LARGE_QUIET);
-          moves.push({ ms: moved, ...spread(await latencies(from, now(), name)) });
+          moves.push({ ...moved, clientBytes: (await traffic(name)) - before, ...spread(await latencies(from, now(), name)) });
         }
         levels.push(await memory());
       }
-      return { ...cost, quiet: spread(await latencies(quietFrom, quietTo, name)), moves, levels };
+      return { bytes, writtenAndRead: cost, quiet: spread(await latencies(quietFrom, quietTo, name)), moves, levels };
     },
-    check({ quiet, moves, levels, bytes, encodeMs, applyMs }) {
+    check({ bytes, writtenAndRead, quiet, moves, levels }, { patience }) {
       const violations = [];
       // No server writes or reads a document without standing still for it.
-      const allowed = Math.max(2 * quiet.p99, quiet.p99 + encodeMs + applyMs);
+      const allowed = patience * Math.max(2 * quiet.p99, quiet.p99 + writtenAndRead.ms);
       const slow = moves.filter(({ p99 }) => p99 > allowed).map(({ p99 }) => `p99 ${p99.toFixed(1)} ms, allowed ${allowed.toFixed(1)} ms`);
       if (slow.length > 0) violations.push({ what: 'moves that held up other documents', count: slow.length, evidence: slow });
+      const whole = moves.filter(({ clientBytes }) => clientBytes > bytes).map(({ clientBytes }) => `${mb(clientBytes)} MB to and from clients`);
+      if (whole.length > 0) violations.push({ what: 'moves in which clients were sent the document, or sent it', count: whole.length, evidence: whole });
       const [first] = levels;
       const last = levels.at(-1);
-      const grown = Object.keys(first).filter((id) => last[id].live - first[id].live > bytes / 2 || last[id].rss - first[id].rss > bytes)
+      const grown = Object.keys(first).filter((id) => last[id].live - first[id].live > bytes / 2 || last[id].rss - first[id].rss > Math.max(bytes, RSS_NOISE))
         .map((id) => `${id}: ${mb(last[id].live)} MB live, ${mb(last[id].rss)} MB resident, after the first there and back ${mb(first[id].live)} and ${mb(first[id].rss)}`);
       if (grown.length > 0) violations.push({ what: 'nodes that kept memory of a move', count: grown.length, evidence: grown });
       return violations;
