@@ -28,8 +28,8 @@ pub const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
 /// A stream takes another message while less than this waits in its queue, its longest message not
 /// counted: a large document under way must not make the next keystroke one too many. Past that the
-/// stream is closed, as its reader is too slow. Nothing leaves the queue within a turn of the event loop, so
-/// this is also the most that one turn may send: its longest message, and 64 MiB.
+/// stream is closed, as its reader is too slow. Nothing leaves the queue within a turn of the event
+/// loop, so this is also the most that one turn may send: its longest message, and 64 MiB.
 pub const STREAM_QUEUE: usize = 64 * 1024 * 1024;
 
 /// The same for all streams of a link together.
