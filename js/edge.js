@@ -98,6 +98,7 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
  * @property {import('./fence.js').Fence} fence
  * @property {() => string} nodeId
  * @property {(nodeId: string) => string | undefined} publicUrl where clients reach another node
+ * @property {(link: number) => boolean} isUp whether a dialed link is up
  */
 
 /** All client sockets of this node. */
@@ -1194,10 +1195,21 @@ export class EdgeSocket {
   }
 
   viewChanged() {
+    this.#dropStranded();
     for (const route of [...this.#routes.values()]) {
       const retried = this.#retry(route);
       if (this.#closed) return;
       if (!retried && !route.sealed) this.#review(route);
+    }
+  }
+
+  /** Streams that were opened on a link that was down by then, to a node that is out of the cluster now: nobody else ends them. */
+  #dropStranded() {
+    const { router, isUp } = this.#edge.context;
+    for (const stream of [...this.#streams.values()]) {
+      if (this.#closed || router.member(stream.nodeId) !== undefined || isUp(stream.link)) continue;
+      stream.end(RECONNECT, '');
+      this.streamClosed(stream, RECONNECT, 'SmartRoute: the owner left the cluster, reconnect');
     }
   }
 
@@ -1258,7 +1270,6 @@ export class EdgeSocket {
 class EdgeStream {
   #socket;
   #core;
-  #link;
   #id;
   #paused = false;
   sentAt = 0;
@@ -1272,19 +1283,19 @@ class EdgeStream {
   constructor(socket, core, link, nodeId) {
     this.#socket = socket;
     this.#core = core;
-    this.#link = link;
+    this.link = link;
     this.nodeId = nodeId;
     this.#id = core.open(link, this);
   }
 
   /** @param {number} kind @param {Uint8Array} bytes */
   send(kind, bytes) {
-    this.#core.send(this.#link, this.#id, kind, bytes);
+    this.#core.send(this.link, this.#id, kind, bytes);
   }
 
   /** @param {Uint8Array} frame */
   sendFrame(frame) {
-    this.#core.send(this.#link, this.#id, Kind.Frame, frame);
+    this.#core.send(this.link, this.#id, Kind.Frame, frame);
   }
 
   /** @param {boolean} authenticated */
@@ -1296,11 +1307,11 @@ class EdgeStream {
   pause(paused) {
     if (paused === this.#paused) return;
     this.#paused = paused;
-    this.#core.pause(this.#link, this.#id, paused);
+    this.#core.pause(this.link, this.#id, paused);
   }
 
   end(code, reason) {
-    this.#core.close(this.#link, this.#id, code, reason);
+    this.#core.close(this.link, this.#id, code, reason);
   }
 
   /** @param {number} kind @param {Uint8Array} bytes */

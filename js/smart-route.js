@@ -403,6 +403,7 @@ export class SmartRoute extends EventEmitter {
       ...own,
       tick: (now) => this.#owner.tick(now),
       publicUrl: (nodeId) => this.#doors?.publicUrl(nodeId),
+      isUp: (link) => this.#doors?.isUp(link) === true,
     });
     this.#doors = new Doors({
       ...shared,
