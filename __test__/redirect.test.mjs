@@ -300,7 +300,7 @@ test('the owner dies: its client goes on at the heir, straight, and no edit of i
   const stops = clients.map((provider) => types(provider, 5));
   await until(() => clients.every(({ document }) => tokensOf(document).length > 5), 'everybody types');
   third.kill('SIGKILL');
-  await until(() => documents.every((name) => nodes.some((node) => direct(node, name) === 1)), 'all are straight at their heirs', 30_000);
+  await until(() => documents.every((name) => nodes.some((node) => direct(node, name) === 1)), 'all are straight at their heirs', 20_000).catch((e) => { console.error(own.ports, ports, documents.map((name) => nodes.map((n) => [n.id, n.smartRoute.getDocumentTargetNode(name)?.id, n.hocuspocus.documents.get(name)?.getConnections().map((c) => c.webSocket.edge)])).map((x) => JSON.stringify(x)), seen); throw e; });
   const typed = stops.map((stop) => stop());
   await Promise.all(clients.map(synced));
   for (const [at, name] of documents.entries()) await everybodyHas(nodes, name, [clients[at]], typed[at]);
