@@ -574,12 +574,36 @@ export class EdgeSocket {
     if (waits) {
       this.#hold(route);
       if (!entitled) claims.want(route.name, this);
-    } else if (!found.target.own && options.misroute === 'reject') {
-      const { id, address, port } = found.target.node;
-      route.refused = `this document belongs to ${id} at ${address}:${port}`;
-      route.held = null;
+    } else if (options.misroute === 'reject' && this.#isElsewhere(route.name, found)) {
+      this.#refuse(route, (router.owner(route.name) ?? found.target).node);
     } else {
       this.#assign(route, found.target, found.decided);
+    }
+  }
+
+  /**
+   * Whether a document is refused here. Where this node's own function places it here, its ring owner has to be asked.
+   *
+   * @param {string} name
+   * @param {{ target: import('./router.js').Target, decided: boolean }} found
+   */
+  #isElsewhere(name, { target, decided }) {
+    return !target.own && (decided || this.#edge.context.router.owner(name)?.own !== true);
+  }
+
+  /** Whoever shows a token for it is told who owns it. @param {Route} route @param {import('../index.js').NodeInfo} owner */
+  #refuse(route, { id, address, port }) {
+    route.refused = `this document belongs to ${id} at ${this.#edge.context.publicUrl(id) ?? `${address}:${port}`}`;
+    const waiting = route.takeWaiting();
+    route.local = false;
+    route.stream = null;
+    for (const one of route.addresses.values()) {
+      this.#endRehoming(one);
+      this.#admitted(one);
+    }
+    for (const frame of waiting) {
+      const end = addressEnd(frame);
+      if (frame[end] === MessageType.Auth) this.#send(permissionDenied(readAddress(frame, end), route.refused));
     }
   }
 
@@ -1124,6 +1148,7 @@ export class EdgeSocket {
       this.close(RECONNECT, 'SmartRoute: the owner is not known here yet, reconnect');
       return;
     }
+    if (!target.own && this.#edge.context.options.misroute === 'reject') return this.#refuse(route, target.node);
     this.#assign(route, target, true);
   }
 
