@@ -552,3 +552,35 @@ test('an edge that lies: the client stays with it, and asks it to carry the traf
   assert.equal(visits, 0);
   assert.equal(own.sockets.length, 1);
 });
+
+/** Why a client is refused. */
+const refusal = (provider) => new Promise((resolve) => provider.on('authenticationFailed', ({ reason }) => resolve(reason)));
+
+test('onMisroute: reject names the owner, by its publicUrl where it has one; the owner serves', LONG, async (t) => {
+  const cluster = await startCluster(t, 2, (index) => ({
+    smartRoute: { onMisroute: 'reject', ...(index === 1 && { publicUrl: 'wss://two.example/ws' }) },
+  }));
+  const [one, two] = cluster.nodes;
+  const [ones, twos] = cluster.nodes.map((node) => cluster.nameOwnedBy(node));
+  await until(async () => (await refusal(cluster.connect(one, twos))) === 'this document belongs to node-2 at wss://two.example/ws', 'its URL is known');
+  assert.equal(await refusal(cluster.connect(two, ones)), `this document belongs to node-1 at 127.0.0.1:${one.port}`);
+  await Promise.all([synced(cluster.connect(one, ones)), synced(cluster.connect(two, twos))]);
+  assert.deepEqual(cluster.nodes.map(({ smartRoute }) => smartRoute.getFrameCounts().proxied), [0, 0]);
+});
+
+test('onMisroute: reject beside a function: served where the ring owner places it, refused elsewhere with that name', LONG, async (t) => {
+  // The first node's function differs, as during an upgrade: the ring owner's counts.
+  const cluster = await startCluster(t, 3, (index) => ({
+    smartRoute: {
+      onMisroute: 'reject',
+      customRoutingFunction: (name, nodes) => nodes.find(({ id }) => id === (index === 0 ? 'node-1' : 'node-3')),
+    },
+  }));
+  // The ring depends on ids only.
+  const plain = await startCluster(t, 3);
+  const name = plain.nameOwnedBy(plain.nodes[1]);
+  const belongs = `this document belongs to node-3 at 127.0.0.1:${cluster.ports[2]}`;
+  for (const node of cluster.nodes.slice(0, 2)) assert.equal(await refusal(cluster.connect(node, name)), belongs, node.id);
+  await synced(cluster.connect(cluster.nodes[2], name));
+  assert.deepEqual(cluster.holders(name), ['node-3']);
+});

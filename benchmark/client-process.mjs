@@ -1,5 +1,6 @@
 /**
- * The load: stock providers, each with a socket of its own, as separate browsers would have. The clients of a document
+ * The load: stock providers, each with a socket of its own, as separate browsers would have; in mode `redirect` that
+ * is the client module's, one class per client, as they share nothing. The clients of a document
  * may be spread over several such processes, so edits and sightings are only noted down here, on the clock all share;
  * the parent puts them together.
  */
@@ -7,6 +8,7 @@ import { HocuspocusProvider, HocuspocusProviderWebsocket } from '@hocuspocus/pro
 import WebSocket from 'ws';
 import { outdatedTimeout } from 'y-protocols/awareness';
 import * as Y from 'yjs';
+import { smartRouteWebSocket } from '../client.js';
 import { now, serve, sleep, until } from './rpc.mjs';
 import { ARRAY, documentName, inspect, schedule, token } from './workload.mjs';
 
@@ -25,7 +27,7 @@ class Client {
   /** When each own edit was made. */
   madeAt = [];
 
-  constructor({ index, document, url }) {
+  constructor({ index, document, url, straight }) {
     this.index = index;
     this.name = documentName(document);
     this.document = new Y.Doc();
@@ -34,7 +36,7 @@ class Client {
     this.document.on('afterTransaction', (transaction) => {
       if (!transaction.local) note(transaction);
     });
-    this.socket = new HocuspocusProviderWebsocket({ url, WebSocketPolyfill: WebSocket });
+    this.socket = new HocuspocusProviderWebsocket({ url, WebSocketPolyfill: straight ? smartRouteWebSocket({ WebSocket }) : WebSocket });
     this.socket.on('disconnect', () => {
       if (!leaving) disconnects++;
     });

@@ -16,13 +16,17 @@ const extensions = {
   direct: async () => [],
   unlinked: async () => [],
   smartroute: async (config) => [(smartRoute = await createSmartRoute(config))],
+  redirect: async (config) => {
+    const publicUrl = `ws://127.0.0.1:${config.nodes[config.self].port}`;
+    return [(smartRoute = await createSmartRoute(config, { onMisroute: 'redirect', publicUrl }))];
+  },
   'extension-redis': async ({ redisPort }) => {
     const { Redis } = await import('@hocuspocus/extension-redis');
     return [new Redis({ host: '127.0.0.1', port: redisPort, prefix: 'bench' })];
   },
 };
 
-async function createSmartRoute({ self, nodes, clusterName }) {
+async function createSmartRoute({ self, nodes, clusterName }, more = {}) {
   const { SmartRoute } = await import('../index.js');
   const { id, port } = nodes[self];
   return new SmartRoute({
@@ -34,6 +38,7 @@ async function createSmartRoute({ self, nodes, clusterName }) {
       .map((node) => ({ id: node.id, address: '127.0.0.1', port: node.port, weight: 1 })),
     clusterName,
     managementPort: false,
+    ...more,
   });
 }
 

@@ -37,11 +37,12 @@ export async function trial(mode, count, load, placement, options) {
   try {
     await cluster.start(count);
     const names = Array.from({ length: load.documents }, (_, i) => documentName(i));
-    const live = mode === 'smartroute' ? await cluster.placement(names) : undefined;
+    const live = mode === 'smartroute' || mode === 'redirect' ? await cluster.placement(names) : undefined;
 
     const url = Object.fromEntries(cluster.nodes.map(({ id, port }) => [id, `ws://127.0.0.1:${port}`]));
     const assigned = clientsOf(load).map((client) => ({
       ...client,
+      straight: MODES[mode].straight === true,
       url: MODES[mode].route === 'owner' ? url[placement.owners[client.document]] : url[cluster.nodes[client.index % count].id],
     }));
     await guard([...generators, ...cluster.children], Promise.all(generators.map((child, i) => child.call(

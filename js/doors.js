@@ -130,6 +130,11 @@ export class Doors {
     this.#publicUrls.linkDown(nodeId);
   }
 
+  /** Whether a link that this node dialed is up. @param {number} link */
+  isUp(link) {
+    return this.#requests.isUp(link);
+  }
+
   /** Where clients reach another node. @param {string} nodeId */
   publicUrl(nodeId) {
     return this.#publicUrls.of(nodeId);

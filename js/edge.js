@@ -110,6 +110,7 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
  * @property {() => string} nodeId
  * @property {(nodeId: string) => string | undefined} publicUrl where clients reach another node
  * @property {(name: string, clients: number[]) => void} departed clients of awareness have left while their document moved
+ * @property {(link: number) => boolean} isUp whether a dialed link is up
  */
 
 /** All client sockets of this node. */
@@ -602,10 +603,8 @@ export class EdgeSocket {
   #goTo(route, target, decided) {
     if (target.link === null) {
       this.#hold(route);
-    } else if (this.#edge.context.options.misroute === 'reject') {
-      const { id, address, port } = target.node;
-      route.refused = `this document belongs to ${id} at ${address}:${port}`;
-      route.held = null;
+    } else if (this.#edge.context.options.misroute === 'reject' && this.#isElsewhere(route.name, decided)) {
+      this.#refuse(route, (this.#edge.context.router.owner(route.name) ?? target).node);
     } else {
       this.#assign(route, target, decided);
     }
@@ -617,6 +616,33 @@ export class EdgeSocket {
     if (route === undefined || this.#closed || !this.#isWaiting(route)) return;
     const target = this.#edge.context.router.member(node);
     if (target !== undefined && !target.own) this.#goTo(route, target, false);
+  }
+
+  /**
+   * Whether a document that is another node's is refused here. Where this node's own function places it here,
+   * its ring owner has to be asked.
+   *
+   * @param {string} name
+   * @param {boolean} decided
+   */
+  #isElsewhere(name, decided) {
+    return decided || this.#edge.context.router.owner(name)?.own !== true;
+  }
+
+  /** Whoever shows a token for it is told who owns it. @param {Route} route @param {import('../index.js').NodeInfo} owner */
+  #refuse(route, { id, address, port }) {
+    route.refused = `this document belongs to ${id} at ${this.#edge.context.publicUrl(id) ?? `${address}:${port}`}`;
+    const waiting = route.takeWaiting();
+    route.local = false;
+    route.stream = null;
+    for (const one of route.addresses.values()) {
+      this.#endRehoming(one);
+      this.#admitted(one);
+    }
+    for (const frame of waiting) {
+      const end = addressEnd(frame);
+      if (frame[end] === MessageType.Auth) this.#send(permissionDenied(readAddress(frame, end), route.refused));
+    }
   }
 
   /**
@@ -1193,6 +1219,7 @@ export class EdgeSocket {
       this.close(RECONNECT, 'SmartRoute: the owner is not known here yet, reconnect');
       return;
     }
+    if (!target.own && this.#edge.context.options.misroute === 'reject') return this.#refuse(route, target.node);
     if (!target.own) return this.#assign(route, target, !held);
     if (!held) places.place(route.name, epoch);
     this.#resolve(route);
@@ -1271,10 +1298,21 @@ export class EdgeSocket {
   }
 
   viewChanged() {
+    this.#dropStranded();
     for (const route of [...this.#routes.values()]) {
       const retried = this.#retry(route);
       if (this.#closed) return;
       if (!retried && !route.sealed) this.#review(route);
+    }
+  }
+
+  /** Streams that were opened on a link that was down by then, to a node that is out of the cluster now: nobody else ends them. */
+  #dropStranded() {
+    const { router, isUp } = this.#edge.context;
+    for (const stream of [...this.#streams.values()]) {
+      if (this.#closed || router.member(stream.nodeId) !== undefined || isUp(stream.link)) continue;
+      stream.end(RECONNECT, '');
+      this.streamClosed(stream, RECONNECT, 'SmartRoute: the owner left the cluster, reconnect');
     }
   }
 
@@ -1340,7 +1378,6 @@ export class EdgeSocket {
 class EdgeStream {
   #socket;
   #core;
-  #link;
   #id;
   #paused = false;
   sentAt = 0;
@@ -1354,19 +1391,19 @@ class EdgeStream {
   constructor(socket, core, link, nodeId) {
     this.#socket = socket;
     this.#core = core;
-    this.#link = link;
+    this.link = link;
     this.nodeId = nodeId;
     this.#id = core.open(link, this);
   }
 
   /** @param {number} kind @param {Uint8Array} bytes */
   send(kind, bytes) {
-    this.#core.send(this.#link, this.#id, kind, bytes);
+    this.#core.send(this.link, this.#id, kind, bytes);
   }
 
   /** @param {Uint8Array} frame */
   sendFrame(frame) {
-    this.#core.send(this.#link, this.#id, Kind.Frame, frame);
+    this.#core.send(this.link, this.#id, Kind.Frame, frame);
   }
 
   /** @param {boolean} authenticated */
@@ -1378,11 +1415,11 @@ class EdgeStream {
   pause(paused) {
     if (paused === this.#paused) return;
     this.#paused = paused;
-    this.#core.pause(this.#link, this.#id, paused);
+    this.#core.pause(this.link, this.#id, paused);
   }
 
   end(code, reason) {
-    this.#core.close(this.#link, this.#id, code, reason);
+    this.#core.close(this.link, this.#id, code, reason);
   }
 
   /** @param {number} kind @param {Uint8Array} bytes */

@@ -208,6 +208,11 @@ export class Requests {
     this.#sendWaiting();
   }
 
+  /** Whether a link that this node dialed is up. @param {number} link */
+  isUp(link) {
+    return this.#up.has(link);
+  }
+
   /** A link that this node dialed is up. @param {number} link */
   linkUp(link) {
     this.#up.add(link);

@@ -422,6 +422,7 @@ export class SmartRoute extends EventEmitter {
       tick: (now) => this.#owner.tick(now),
       publicUrl: (nodeId) => this.#doors?.publicUrl(nodeId),
       departed: (name, clients) => this.#doors?.departed(name, clients),
+      isUp: (link) => this.#doors?.isUp(link) === true,
     });
     this.#doors = new Doors({
       ...shared,

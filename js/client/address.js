@@ -400,6 +400,8 @@ export class Address {
 
   /** Its socket is gone, and with it perhaps the owner: the first node knows where to go. */
   #lose() {
+    // Who it is now the first node says.
+    this.#owner = null;
     const lost = this.#unacknowledged;
     this.#unacknowledged = 0;
     this.#at = null;
