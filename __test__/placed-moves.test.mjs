@@ -18,18 +18,22 @@ test('a pin wins over the function, and the function is asked again without it',
   const clients = nodes.map((node) => connect(t, node, 'pinned'));
   await Promise.all(clients.map(synced));
   assert.deepEqual(holders(nodes, 'pinned'), ['node-2']);
+  const belongsTo = (id) => nodes.every(({ smartRoute }) => smartRoute.getDocumentTargetNode('pinned').id === id);
   const seen = clients.map(watch);
   const stops = clients.map((client) => types(client));
   for (const target of ['node-3', 'node-1', 'node-2', 'node-3']) {
     await nodes[0].smartRoute.migrateDocument('pinned', target);
     assert.deepEqual(holders(nodes, 'pinned'), [target]);
-    assert.deepEqual(nodes.map(({ smartRoute }) => smartRoute.getDocumentTargetNode('pinned').id), [target, target, target]);
+    await until(() => belongsTo(target), `all know that it belongs to ${target}`);
   }
   const typed = stops.flatMap((stop) => stop());
   await everybodyHas(nodes, 'pinned', clients, typed);
   assert.deepEqual(seen, clients.map(() => UNNOTICED));
   await nodes[1].smartRoute.unpinDocument('pinned');
-  assert.equal(nodes[0].smartRoute.getDocumentTargetNode('pinned').id, 'node-2');
+  await until(() => belongsTo('node-2'), 'all ask the function again');
+  await until(() => String(holders(nodes, 'pinned')) === 'node-2', 'it is where the function places it');
+  await everybodyHas(nodes, 'pinned', clients, typed);
+  assert.deepEqual(seen, clients.map(() => UNNOTICED));
 });
 
 /** Functions that answer by what each node is told: the same for all, and another one with another list. */
@@ -38,13 +42,16 @@ const spread = (name, nodes) => nodes[(nodes.length * 7 + name.length + Number(n
 /** Clients at each node, for each document, who type. */
 async function typing(t, nodes, documents) {
   const clients = new Map();
-  for (const name of documents) clients.set(name, nodes.map((node) => connect(t, node, name)));
+  const asked = { count: 0 };
+  const token = () => `${asked.count++}`;
+  for (const name of documents) clients.set(name, nodes.map((node) => connect(t, node, name, { token })));
   const all = [...clients.values()].flat();
   await Promise.all(all.map(synced));
   const seen = all.map(watch);
+  t.after(() => stops.forEach((list) => list.forEach((stop) => stop())));
   const stops = new Map([...clients].map(([name, providers]) => [name, providers.map((provider) => types(provider))]));
   return {
-    clients,
+    asked,
     /** Stops typing: everybody has all of it, and noticed nothing. */
     async unnoticed(living) {
       const typed = new Map([...stops].map(([name, list]) => [name, list.flatMap((stop) => stop())]));
@@ -59,16 +66,18 @@ test('a node joins and leaves, and the function follows: live moves, nobody noti
   const { rows, ...hooks } = database();
   const { nodes, more } = await startGrowing(t, 2, () => ({ server: hooks, smartRoute: { customRoutingFunction: spread } }));
   const documents = names(8);
-  const { unnoticed } = await typing(t, nodes, documents);
+  const { unnoticed, asked } = await typing(t, nodes, documents);
   const loads = documents.map((name) => holders(nodes, name).length);
   assert.deepEqual(loads, documents.map(() => 1));
   const completed = [];
   for (const node of nodes) node.smartRoute.on('migrationCompleted', ({ documentId, to }) => completed.push(`${documentId} to ${to}`));
+  const before = asked.count;
   const joined = await more();
   await settled(nodes, documents, []);
   const there = documents.filter((name) => holders(nodes, name)[0] === 'node-3');
   assert.ok(there.length > 0, 'some are at the new node');
-  for (const name of there) assert.ok(completed.includes(`${name} to node-3`), `${name} was handed over`);
+  await until(() => there.every((name) => completed.includes(`${name} to node-3`)), 'they were handed over');
+  await until(() => asked.count - before === 2 * completed.length, 'the clients of each were asked for their tokens, once');
   nodes.pop();
   await joined.server.destroy();
   await settled(nodes, documents, []);

@@ -778,6 +778,22 @@ export class EdgeSocket {
     }
     // Those of addresses that begin anew, with their token first.
     route.held = frames.filter((frame) => route.addresses.get(addressOf(frame))?.rehoming == null);
+    this.#follow(route, marker?.placed);
+  }
+
+  /**
+   * To where its ring owner has placed it, or as the ring says: a client that goes by way of the ring owner would be
+   * asked for its token once more.
+   *
+   * @param {Route} route
+   * @param {import('./handoff.js').Marker['placed']} placed
+   */
+  #follow(route, placed) {
+    const { router, places } = this.#edge.context;
+    const target = placed !== undefined && placed.epoch === router.stamp ? router.member(placed.node) : undefined;
+    if (target === undefined) return this.#resolve(route);
+    if (!target.own) return this.#goTo(route, target, true);
+    places.place(route.name, router.stamp);
     this.#resolve(route);
   }
 

@@ -39,6 +39,7 @@ const WINDOW = 2 * 1024 * 1024;
  * @property {string} document
  * @property {Uint8Array} vector what everybody knows who has heard everything before it
  * @property {{ address: string, clients: number[], readOnly: boolean, session?: Session }[]} addresses those of this client's socket
+ * @property {{ node: string, epoch: import('./places.js').Stamp }} [placed] its ring owner places it there, under that view
  */
 
 /**
@@ -50,14 +51,14 @@ const WINDOW = 2 * 1024 * 1024;
  */
 
 /** @param {Marker} marker */
-export function writeMarker({ document, vector, addresses }) {
-  return JSON.stringify({ document, vector: Buffer.from(vector).toString('base64'), addresses });
+export function writeMarker({ document, vector, addresses, placed }) {
+  return JSON.stringify({ document, vector: Buffer.from(vector).toString('base64'), addresses, placed });
 }
 
 /** @param {Uint8Array} bytes @returns {Marker} */
 export function readMarker(bytes) {
-  const { document, vector, addresses } = JSON.parse(decoder.decode(bytes));
-  return { document, vector: new Uint8Array(Buffer.from(vector, 'base64')), addresses };
+  const { document, vector, addresses, placed } = JSON.parse(decoder.decode(bytes));
+  return { document, vector: new Uint8Array(Buffer.from(vector, 'base64')), addresses, placed };
 }
 
 /**
@@ -288,6 +289,7 @@ export class Handoffs {
     const link = router.member(to)?.link ?? null;
     if (link === null) throw new Error(`no link to ${to}`);
     const placed = places.isPlacedAt(name, to);
+    if (placed === null) throw new Error('the view has changed, and its ring owner has yet to say where it belongs');
     outgoing.document = document;
     const id = core.open(link, {
       message: (kind, bytes) => this.#heard(outgoing, kind, bytes),
@@ -368,8 +370,9 @@ export class Handoffs {
    * @param {Outgoing} outgoing
    */
   #leave(outgoing) {
-    const { instance, attachments, isUnsaved, leaves, awaits } = this.#context;
-    const { name, document, stream } = outgoing;
+    const { instance, router, places, attachments, isUnsaved, leaves, awaits } = this.#context;
+    const { name, to, document, stream } = outgoing;
+    const placed = places.isPlacedAt(name, to) === true ? { node: to, epoch: router.stamp } : undefined;
     document.flush?.();
     const dirty = outgoing.unstored || isToBeStored(instance, document) || isUnsaved(document);
     const vector = encodeStateVector(document);
@@ -387,7 +390,7 @@ export class Handoffs {
         readOnly: connection.readOnly === true,
         session: this.#session(connection, attachment),
       }));
-      const marker = { document: name, vector, addresses };
+      const marker = { document: name, vector, addresses, placed };
       attachment.mark(name, marker);
       markers.set(attachment, marker);
       clients += addresses.length;

@@ -218,12 +218,18 @@ export class Places {
     return open > 0 && performance.now() - this.#since < TOGETHER ? null : known;
   }
 
-  /** Where the ring owner places a document that is held here, if it is not the ring owner that gets it. @param {string} name @param {string} to */
+  /**
+   * Whether the ring owner of a document that is held here places it at another node than itself, which is `to`;
+   * `null` where this view says nothing of `to`, or not yet.
+   *
+   * @param {string} name
+   * @param {string} to
+   */
   isPlacedAt(name, to) {
     const route = this.#context.router.route(name);
-    if (route === undefined || (route.target.node.id === to && !route.decided)) return false;
-    if (route.decided ? route.target.node.id === to : this.#targets.get(name) === to) return true;
-    throw new Error('the view has changed, and its ring owner has yet to say where it belongs');
+    if (route === undefined) return null;
+    if (route.target.node.id === to) return route.decided;
+    return this.#targets.get(name) === to ? true : null;
   }
 
   /** Without rebalancing a document moves only because its node leaves, or by its pin. @param {string} name */
