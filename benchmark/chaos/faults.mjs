@@ -120,6 +120,8 @@ async function atStep(context, { step, side, action }) {
     halt.go();
     await pause(options.lease * 2);
     await nodes.redis.start();
+    // The view says nothing about that, and a Redis that goes again before all are back is another fault.
+    await nodes.reachRedis();
   } else if (reached) {
     const victim = parts[side];
     const done = nodes.affect(victim);

@@ -112,6 +112,9 @@ serve({
   owner: ({ name }) => smartRoute.getDocumentTargetNode(name)?.id ?? null,
   migrations: () => migrations,
 
+  /** Whether Redis has answered. */
+  resync: () => smartRoute.resync().then(() => true, () => false),
+
   /** A refusal is an answer: `{ code, message }` of the error. */
   migrate: ({ name, to }) => attempt(() => smartRoute.migrateDocument(name, to)),
   unpin: ({ name }) => attempt(() => smartRoute.unpinDocument(name)),

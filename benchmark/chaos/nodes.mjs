@@ -199,6 +199,14 @@ export class Nodes {
     return took;
   }
 
+  /** Waits until Redis has answered everybody that runs. */
+  async reachRedis(limit = Math.max(20_000, this.options.lease * 5)) {
+    await Promise.all(this.running().map(async ({ id, child }) => {
+      const took = await until(limit, () => child.call('resync', undefined, limit));
+      if (took === null) throw new Error(`${id} has not reached Redis ${limit / 1000} s after it is back`);
+    }));
+  }
+
   /** Document → who has it in memory. */
   async holders(names) {
     const found = Object.fromEntries(names.map((name) => [name, []]));
