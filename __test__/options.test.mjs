@@ -519,6 +519,7 @@ describe('defaults', () => {
     redirectOnMisroute: false,
     onMisroute: 'proxy',
     misroute: 'proxy',
+    publicUrl: undefined,
     healthCheck: {
       interval: 5000, timeout: 3000, retries: 3, backoffMultiplier: 2, maxBackoff: 30000, path: '/.smartroute/health',
     },

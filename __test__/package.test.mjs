@@ -41,7 +41,7 @@ describe('installed from tarballs beside @hocuspocus/server', () => {
 
   test('what is published is what is listed, and no binary in the main package', () => {
     const installed = readdirSync(path.join(app.folder, 'node_modules', PACKAGE));
-    for (const file of ['index.js', 'index.d.ts', 'native.cjs', 'js', 'bin', 'LICENSE', 'THIRD-PARTY-NOTICES']) {
+    for (const file of ['index.js', 'index.d.ts', 'client.js', 'client.d.ts', 'native.cjs', 'js', 'bin', 'LICENSE', 'THIRD-PARTY-NOTICES']) {
       assert.ok(installed.includes(file), `${file} is missing`);
     }
     for (const file of installed) assert.doesNotMatch(file, /\.(node|rs|mjs)$|^(src|target|scripts|npm)$/);
@@ -69,6 +69,12 @@ describe('where there is no binary', () => {
 
   test('importing the package works', async () => {
     assert.equal(await evaluate('console.log(JSON.stringify(typeof SmartRoute))'), 'function');
+  });
+
+  test('the client module is there, and its class can be made', async () => {
+    const lines = `const { smartRouteWebSocket } = await import('${PACKAGE}/client');`
+      + 'console.log(JSON.stringify(smartRouteWebSocket({ WebSocket: class {} }).OPEN))';
+    assert.equal(await evaluate(lines), 1);
   });
 
   test('new SmartRoute() names the platform, its package and how to build', async () => {

@@ -16,6 +16,7 @@ import { Mark, addressEnd, markOf, redirect } from '../js/frames.js';
 import { capture, root } from '../scripts/lib/process.mjs';
 import { connect, createNode, freePorts, linked, openSocket, startCluster, synced, textOf, until } from './support/cluster.mjs';
 import { UNNOTICED, database, everybodyHas, home, move, tokensOf, type, types, watch } from './support/moves.mjs';
+import { startRedis } from './support/redis.mjs';
 
 const LONG = { timeout: 60_000 };
 
@@ -583,4 +584,25 @@ test('onMisroute: reject beside a function: served where the ring owner places i
   for (const node of cluster.nodes.slice(0, 2)) assert.equal(await refusal(cluster.connect(node, name)), belongs, node.id);
   await synced(cluster.connect(cluster.nodes[2], name));
   assert.deepEqual(cluster.holders(name), ['node-3']);
+});
+
+test('with Redis: nodes tell each other their publicUrl all the same, and a client follows its document', LONG, async (t) => {
+  const redis = await startRedis(t);
+  const { nodes } = await startCluster(t, 3, redirecting(() => ({
+    smartRoute: { redis: `redis://127.0.0.1:${redis.port}`, healthCheck: { interval: 500, timeout: 500, retries: 3 } },
+  })));
+  await until(() => nodes.every(({ smartRoute }) => smartRoute.isInitialized), 'all serve', 20_000);
+  await home(nodes, 'doc', nodes[1]);
+  const own = client();
+  const straight = connect(t, nodes[0], 'doc', {}, { WebSocketPolyfill: own.WebSocketPolyfill });
+  await synced(straight);
+  await isStraight(nodes[1], 'doc');
+  const seen = watch(straight);
+  const stop = types(straight, 3);
+  await move(nodes, 'doc', nodes[2]);
+  await isStraight(nodes[2], 'doc');
+  const typed = stop();
+  await synced(straight);
+  await everybodyHas(nodes, 'doc', [straight], typed);
+  assert.deepEqual(seen, UNNOTICED);
 });

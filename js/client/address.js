@@ -114,6 +114,8 @@ export class Address {
   #rehoming = null;
   /** The next owner's Authenticated, while it is still served where it was. @type {Uint8Array | null} */
   #welcome = null;
+  /** What the next node said before the former one had said its last. @type {Uint8Array[]} */
+  #early = [];
   /** The next node, which has its token, wants another: the document moves there, too. */
   #isAskedAgain = false;
   /** Its awareness may end with the former connection, although it goes on on this one. */
@@ -299,6 +301,7 @@ export class Address {
     this.#twofold = null;
     this.#welcome = null;
     this.#isAskedAgain = false;
+    this.#early = [];
     this.#leave(channel);
   }
 
@@ -357,7 +360,7 @@ export class Address {
   }
 
   /**
-   * The next node has let it in, and has the document: the former one says its last, and what the provider writes
+   * The next node has let it in, and has the document: the former one says its last, and then what the provider writes
    * goes there. Not before, or its awareness could end before the next connection is there to hear of it.
    */
   #cut() {
@@ -385,6 +388,8 @@ export class Address {
     this.#owe(this.#formerUnacknowledged);
     this.#leave(former);
     if (former === this.#next) this.#ask();
+    const later = this.#next;
+    if (later !== null) for (const frame of this.#early.splice(0)) this.received(later, frame, addressEnd(frame));
     this.#follow();
   }
 
@@ -544,6 +549,8 @@ export class Address {
       if (!isSync(frame, end) || frame[end + 1] !== SyncType.Step1) return;
       this.#cut();
     }
+    // What the provider writes must not overtake what it wrote on the other socket.
+    if (this.#former !== null) return void this.#early.push(frame);
     const heard = rehoming.fromOwner(frame, end, this.#rehomingPorts);
     if (heard) {
       this.#observe(frame, end);
