@@ -223,7 +223,8 @@ it('only the owner stores: never two at once, and the old one never after the ne
   for (const [at, entry] of stores.entries()) {
     if (at > 0) assert.ok(entry.began >= stores[at - 1].ended, `${entry.id} began to store before ${stores[at - 1].id} had ended`);
     const release = releases.findLast((one) => one.at < entry.began);
-    if (release !== undefined) assert.equal(entry.id, release.to);
+    // The new owner may store, and even have given it on, before the event comes.
+    if (release !== undefined) assert.notEqual(entry.id, release.from);
   }
 });
 
