@@ -121,7 +121,7 @@ export function end(instance, document) {
 export const socketOf = ({ webSocket }) => webSocket.around ?? webSocket;
 
 /** The web request that a connection was made with. @param {any} connection @returns {Request} */
-export const requestOf = ({ webSocket, request }) => webSocket.request ?? request;
+export const requestOf = ({ webSocket, request }) => (webSocket.around === undefined ? request : webSocket.request);
 
 /** Awareness clients of a connection. @param {any} document @param {any} connection @returns {Set<number>} */
 export const clientsOf = (document, connection) =>

@@ -19,7 +19,7 @@ import { SmartRouteError, codes } from './errors.js';
 import { Fence } from './fence.js';
 import { Handoffs } from './handoff.js';
 import { HealthEndpoint } from './health.js';
-import { adoptAwareness } from './hocuspocus.js';
+import { adoptAwareness, isStoring } from './hocuspocus.js';
 import { Imports } from './imports.js';
 import { LinkSockets, dialsThroughPipe, pollsLinks, refuse, survive } from './link-sockets.js';
 import { Log } from './log.js';
@@ -665,7 +665,10 @@ export class SmartRoute extends EventEmitter {
     // Hocuspocus unloads by name, sometimes later than it decided to: not what is there by then.
     const unload = instance.unloadDocument.bind(instance);
     instance.unloadDocument = async (document) => {
-      if (instance.documents.get(document.name) === document) return unload(document);
+      if (instance.documents.get(document.name) === document) {
+        // 3.2 would unload what it still stores, and another node could load it meanwhile. It comes back here afterwards.
+        return isStoring(instance, document) ? undefined : unload(document);
+      }
       // Its load failed: it is in no list, and its timers would go on.
       if (document.isLoading) document.destroy();
     };
