@@ -4,13 +4,23 @@ import assert from 'node:assert/strict';
 import { fork } from 'node:child_process';
 import { once } from 'node:events';
 import { it } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
-import { connect, freePorts, onlyAnswering, startCluster, synced, until } from './support/cluster.mjs';
+import { MessageType, addressEnd } from '../js/frames.js';
+import { ClientSocket, connect, freePorts, only4, onlyAnswering, startCluster, synced, until } from './support/cluster.mjs';
 import { UNNOTICED, database, everybodyHas, holders, home, move, names, types, watch } from './support/moves.mjs';
 import { startRedis } from './support/redis.mjs';
 
 const LONG = { timeout: 60_000 };
+
+/** Does not say the version of its provider, as before Hocuspocus 4. Tokens are short here. */
+class Versionless extends ClientSocket {
+  send(data, ...rest) {
+    const end = addressEnd(data);
+    super.send(data[end] === MessageType.Auth ? data.subarray(0, end + 3 + data[end + 2]) : data, ...rest);
+  }
+}
 
 for (const store of ['peers', 'redis']) {
   it(`two of three nodes drain at once: everything comes to the third, and nobody there notices (${store})`, LONG, async (t) => {
@@ -68,7 +78,8 @@ it('a client that never answers when it is asked for its token, as a provider be
   await home(nodes, 'doc', nodes[0]);
   const clients = nodes.map((node) => {
     let asked = 0;
-    return connect(t, node, 'doc', { token: () => (++asked === 1 ? 'first' : new Promise(() => {})) });
+    const token = () => (++asked === 1 ? 'first' : new Promise(() => {}));
+    return connect(t, node, 'doc', { token }, { WebSocketPolyfill: Versionless });
   });
   await Promise.all(clients.map(synced));
   const seen = clients.map(watch);
@@ -91,7 +102,8 @@ it('one whose first token is not good any more is sent away with a code to recon
   await home(nodes, 'doc', nodes[0]);
   const good = connect(t, nodes[1], 'doc');
   let asked = 0;
-  const silent = connect(t, nodes[1], 'doc', { token: () => (++asked === 2 ? new Promise(() => {}) : `once-${asked}`) });
+  const token = () => (++asked === 2 ? new Promise(() => {}) : `once-${asked}`);
+  const silent = connect(t, nodes[1], 'doc', { token }, { WebSocketPolyfill: Versionless });
   await Promise.all([good, silent].map(synced));
   const seen = watch(good);
   const refused = watch(silent);
@@ -107,4 +119,26 @@ it('one whose first token is not good any more is sent away with a code to recon
   assert.equal(refused.refused, 0, 'it is not told of the token');
   assert.deepEqual(seen, UNNOTICED);
   await everybodyHas(nodes, 'doc', [good, silent], typed);
+});
+
+it('one that says its version and takes long for its token is waited for', { ...LONG, ...only4 }, async (t) => {
+  const used = new Set();
+  const onAuthenticate = async ({ token }) => {
+    if (used.has(token)) throw new Error('used');
+    used.add(token);
+  };
+  const { nodes } = await startCluster(t, 2, () => ({ server: { onAuthenticate } }));
+  await home(nodes, 'doc', nodes[0]);
+  let asked = 0;
+  // Longer than one that does not say it would be waited for.
+  const slow = connect(t, nodes[1], 'doc', { token: () => delay(asked === 0 ? 0 : 4_000, `once-${++asked}`) });
+  await synced(slow);
+  const seen = watch(slow);
+  const stop = types(slow, 20);
+  await move(nodes, 'doc', nodes[1]);
+  await until(() => asked === 2, 'it has shown another one', 30_000);
+  const typed = stop();
+  await synced(slow);
+  assert.deepEqual(seen, UNNOTICED);
+  await everybodyHas(nodes, 'doc', [slow], typed);
 });

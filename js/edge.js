@@ -40,6 +40,7 @@ import {
   permissionDenied,
   readAddress,
   redirect,
+  saysVersion,
   scopeOf,
   startsWith,
   updateOf,
@@ -74,13 +75,13 @@ const PER_NODE = 256;
 /** After a crash the clients of a node are asked for their tokens over so long, in milliseconds. */
 const SPREAD = 100;
 
+/** A provider answers the question for its token within this, or its socket is closed. ms */
+const TOKEN = 10_000;
 /**
- * A provider answers the question for its token within this, or it is too old to know it (before 3.3): then the token
- * that it came with is shown instead. ms
+ * One that does not say its version may be too old to know the question (before 3.3): the token that it came with
+ * is shown after this instead. ms
  */
 const SILENCE = 3_000;
-/** … and if there is none, its socket is closed after this. ms */
-const TOKEN = 10_000;
 /** Longest Auth frame that is kept for that, in bytes. */
 const MAX_TOKEN = 64 * 1024;
 
@@ -452,7 +453,8 @@ export class EdgeSocket {
     }
     const route = /** @type {Route} */ (this.#lastRoute);
     const address = /** @type {Address} */ (this.#lastAddress);
-    if (data[/** @type {Uint8Array} */ (this.#lastHead).length] === MessageType.Auth) this.#shown(address, data);
+    const end = /** @type {Uint8Array} */ (this.#lastHead).length;
+    if (data[end] === MessageType.Auth) this.#shown(address, data, end);
     if (route.lingers && route.local) this.#look(route);
     if (this.#closed) return;
     if (address.rehoming !== null) {
@@ -834,9 +836,9 @@ export class EdgeSocket {
     else setTimeout(start, Math.random() * SPREAD).unref();
   }
 
-  /** A client shows its token. @param {Address} address @param {Uint8Array} frame */
-  #shown(address, frame) {
-    address.token = frame.length > MAX_TOKEN ? null : frame.slice();
+  /** A client shows its token. @param {Address} address @param {Uint8Array} frame @param {number} end */
+  #shown(address, frame, end) {
+    address.token = saysVersion(frame, end) || frame.length > MAX_TOKEN ? null : frame.slice();
     if (address.rehoming !== null) this.#silent = false;
   }
 

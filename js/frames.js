@@ -216,6 +216,19 @@ export function markOf(frame, end) {
 }
 
 /**
+ * Whether a client that shows a token says the version of its provider, as from Hocuspocus 4 on.
+ *
+ * @param {Uint8Array} frame
+ * @param {number} end where its address ends
+ */
+export function saysVersion(frame, end) {
+  if (frame[end + 1] !== AuthType.Token) return false;
+  const reader = new Reader(frame, end + 2);
+  reader.bytes();
+  return reader.bytes().length > 0;
+}
+
+/**
  * A client's token with a mark.
  *
  * @param {Uint8Array} frame
