@@ -36,7 +36,7 @@ for (const store of ['peers', 'redis']) {
     const seen = clients.map(watch);
     const stops = clients.map((client) => types(client));
     for (const node of nodes.slice(0, 2)) {
-      assert.ok(documents.some((name) => holders(nodes, name)[0] === node.id), `${node.id} has some of them`);
+      await until(() => documents.some((name) => holders(nodes, name)[0] === node.id), `${node.id} has some of them`);
     }
     await Promise.all(nodes.slice(0, 2).map(({ server }) => server.destroy()));
     await until(() => documents.every((name) => String(holders(nodes, name)) === 'node-3'), 'all are at the third');
