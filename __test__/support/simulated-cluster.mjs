@@ -25,7 +25,8 @@ function random(seed) {
 }
 
 /** What a document of Hocuspocus' is asked here. All are this one: there are very many. */
-const openDocument = Object.assign(new Y.Doc(), { connections: new Map([[1, {}], [2, {}]]), directConnectionsCount: 0, getConnections: () => [{}, {}] });
+const connection = { webSocket: {} };
+const openDocument = Object.assign(new Y.Doc(), { connections: new Map([[1, {}], [2, {}]]), directConnectionsCount: 0, getConnections: () => [connection, connection] });
 
 export class SimulatedCluster extends EventEmitter {
   #random = random(7);
