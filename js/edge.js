@@ -676,10 +676,14 @@ export class EdgeSocket {
   }
 
   #pass(route, frame) {
-    if (route.local) this.#local.handleMessage(frame);
-    else if (route.stream !== null) route.stream.sendFrame(frame);
-    // Sealed at this node, in the middle of a re-homing.
-    else route.held?.push(frame.slice());
+    if (route.held !== null) {
+      // Sealed or moved, in the middle of a re-homing: what was sent before comes back, and goes first.
+      if (this.#fits(route, frame)) route.held.push(frame.slice());
+    } else if (route.local) {
+      this.#local.handleMessage(frame);
+    } else {
+      route.stream?.sendFrame(frame);
+    }
   }
 
   #forgetPending(name) {
@@ -1248,7 +1252,8 @@ export class EdgeSocket {
     for (const address of route.addresses.values()) {
       const before = address.rehoming;
       if (before === null) continue;
-      const back = take(route.returned, (frame) => addressOf(frame) === address.address && !before.isOwn(frame));
+      const mine = (frame) => addressOf(frame) === address.address;
+      const back = [...take(route.returned, mine), ...take(route.held ?? [], mine)].filter((frame) => !before.isOwn(frame));
       this.#beginRehoming(address, before, [...back, ...before.waiting]);
     }
   }
