@@ -530,8 +530,10 @@ export class EdgeSocket {
         if (route.stream === null) continue;
       }
       for (const address of route.addresses.values()) {
-        if (route.sealed || address.rehoming !== null) this.#departs(route, address);
-        const held = route.sealed ? (route.held ?? []).filter((frame) => addressOf(frame) === address.address) : [];
+        if (!route.sealed && address.rehoming === null) continue;
+        this.#departs(route, address);
+        const back = route.sealed ? [] : route.returned;
+        const held = [...back, ...(route.held ?? [])].filter((frame) => addressOf(frame) === address.address);
         this.#setAside(route, address, [...held, ...(address.rehoming?.waiting ?? [])]);
       }
     }
@@ -1378,6 +1380,8 @@ export class EdgeSocket {
       }
       for (const { rehoming } of route.addresses.values()) {
         if (rehoming === null) continue;
+        // What it waits for may wait behind the seal.
+        if (route.sealed) rehoming.since = now;
         const patience = rehoming.step === Step.Asked ? TOKEN : options.migrationTimeout;
         if (now - rehoming.since <= patience) continue;
         this.close(RECONNECT, 'SmartRoute: the document moved, and the client did not follow in time, reconnect');
