@@ -530,8 +530,10 @@ export class EdgeSocket {
         if (route.stream === null) continue;
       }
       for (const address of route.addresses.values()) {
-        if (route.sealed || address.rehoming !== null) this.#departs(route, address);
-        const held = route.sealed ? (route.held ?? []).filter((frame) => addressOf(frame) === address.address) : [];
+        if (!route.sealed && address.rehoming === null) continue;
+        this.#departs(route, address);
+        const back = route.sealed ? [] : route.returned;
+        const held = [...back, ...(route.held ?? [])].filter((frame) => addressOf(frame) === address.address);
         this.#setAside(route, address, [...held, ...(address.rehoming?.waiting ?? [])]);
       }
     }
@@ -676,10 +678,14 @@ export class EdgeSocket {
   }
 
   #pass(route, frame) {
-    if (route.local) this.#local.handleMessage(frame);
-    else if (route.stream !== null) route.stream.sendFrame(frame);
-    // Sealed at this node, in the middle of a re-homing.
-    else route.held?.push(frame.slice());
+    if (route.held !== null) {
+      // Sealed or moved, in the middle of a re-homing: what was sent before comes back, and goes first.
+      if (this.#fits(route, frame)) route.held.push(frame.slice());
+    } else if (route.local) {
+      this.#local.handleMessage(frame);
+    } else {
+      route.stream?.sendFrame(frame);
+    }
   }
 
   #forgetPending(name) {
@@ -1248,7 +1254,8 @@ export class EdgeSocket {
     for (const address of route.addresses.values()) {
       const before = address.rehoming;
       if (before === null) continue;
-      const back = take(route.returned, (frame) => addressOf(frame) === address.address && !before.isOwn(frame));
+      const mine = (frame) => addressOf(frame) === address.address;
+      const back = [...take(route.returned, mine), ...take(route.held ?? [], mine)].filter((frame) => !before.isOwn(frame));
       this.#beginRehoming(address, before, [...back, ...before.waiting]);
     }
   }
@@ -1373,6 +1380,8 @@ export class EdgeSocket {
       }
       for (const { rehoming } of route.addresses.values()) {
         if (rehoming === null) continue;
+        // What it waits for may wait behind the seal.
+        if (route.sealed) rehoming.since = now;
         const patience = rehoming.step === Step.Asked ? TOKEN : options.migrationTimeout;
         if (now - rehoming.since <= patience) continue;
         this.close(RECONNECT, 'SmartRoute: the document moved, and the client did not follow in time, reconnect');
