@@ -12,7 +12,8 @@
  * | local         | frame, while this node may not serve   | held    |
  * | held          | it may again, and has let the client in | local |
  * | –, held       | route is another node                  | remote  |
- * | –, held       | route is another node, `reject`        | refused |
+ * | –, held       | route is another node, `reject`        | refused; with a client that was let in, its socket is closed |
+ * | refused       | another view                           | –       |
  * | local         | frame of a document that this node only held, and does not any more | – |
  * | remote        | MOVED from the owner                   | held    |
  * | held          | SETTLED: what came back, then the queue | local, remote |
@@ -89,6 +90,7 @@ const MAX_TOKEN = 64 * 1024;
 const RECONNECT = 1012;
 
 const ENDS = 'SmartRoute: this node is shutting down';
+const MOVED_AWAY = 'SmartRoute: document moved, reconnect';
 
 /** Hocuspocus' code for a socket that broke a limit. */
 const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
@@ -633,14 +635,13 @@ export class EdgeSocket {
 
   /** Whoever shows a token for it is told who owns it. @param {Route} route @param {import('../index.js').NodeInfo} owner */
   #refuse(route, { id, address, port }) {
+    // Whoever was let in elsewhere would not ask again by itself.
+    if (route.hasAddress(({ isKnown }) => isKnown)) return this.close(RECONNECT, MOVED_AWAY);
     route.refused = `this document belongs to ${id} at ${this.#edge.context.publicUrl(id) ?? `${address}:${port}`}`;
     const waiting = route.takeWaiting();
     route.local = false;
     route.stream = null;
-    for (const one of route.addresses.values()) {
-      this.#endRehoming(one);
-      this.#admitted(one);
-    }
+    for (const one of route.addresses.values()) this.#admitted(one);
     for (const frame of waiting) {
       const end = addressEnd(frame);
       if (frame[end] === MessageType.Auth) this.#send(permissionDenied(readAddress(frame, end), route.refused));
@@ -1204,6 +1205,8 @@ export class EdgeSocket {
     this.#hold(route);
     route.movedTo = moved;
     route.sealed = moved.sealed === true;
+    // What it said of an earlier move says nothing of this one.
+    route.stays = false;
   }
 
   returned(stream, frame) {
@@ -1339,10 +1342,11 @@ export class EdgeSocket {
     const { router, places, options } = this.#edge.context;
     const target = router.owner(route.name);
     if (route.refused !== null) {
-      if (target?.own) this.#forgetRoute(route);
+      // Whoever asks again is told of the owner under this view.
+      this.#forgetRoute(route);
     } else if (route.local && target !== undefined) {
       route.lingers = !places.isOurs(route.name);
-      if (!target.own && options.misroute === 'reject') return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
+      if (!target.own && options.misroute === 'reject') return this.close(RECONNECT, MOVED_AWAY);
       if (route.lingers) this.#look(route);
     }
   }
