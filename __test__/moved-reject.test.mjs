@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { startCluster, synced, until } from './support/cluster.mjs';
-import { database, holders, home, pin, type } from './support/moves.mjs';
+import { UNNOTICED, database, everybodyHas, holders, home, names, pin, startGrowing, type, watch } from './support/moves.mjs';
 
 test('a client that came while its document was on its way elsewhere is told where that is', { timeout: 60_000 }, async (t) => {
   const { rows, ...hooks } = database();
@@ -40,4 +40,24 @@ test('a client that came while its document was on its way elsewhere is told whe
   await until(() => reasons.length > 0, 'the client is told where it belongs');
   assert.equal(reasons[0], `this document belongs to node-2 at 127.0.0.1:${next.port}`);
   await direct.disconnect();
+});
+
+test('a document that stays where it is open disturbs nobody; those that come elsewhere are carried there by its owner', { timeout: 60_000 }, async (t) => {
+  const { rows, ...hooks } = database();
+  const { nodes, more, connect } = await startGrowing(t, 2, () => ({ server: hooks, smartRoute: { onMisroute: 'reject', rebalance: 'off' } }));
+  const ownerOf = (name) => nodes[0].smartRoute.getDocumentTargetNode(name).id;
+  const documents = names(20).filter((name) => ownerOf(name) === 'node-1');
+  const clients = documents.map((name) => connect(nodes[0], name));
+  await Promise.all(clients.map(synced));
+  const seen = clients.map(watch);
+  const joined = await more();
+  const at = documents.findIndex((name) => ownerOf(name) === joined.id);
+  assert.ok(at !== -1, 'the ring gives one to the new node');
+  const name = documents[at];
+  const others = [nodes[0], joined].map((node) => connect(node, name));
+  await Promise.all(others.map(synced));
+  const typed = [clients[at], ...others].map(type);
+  await everybodyHas(nodes, name, [clients[at], ...others], typed);
+  assert.deepEqual(holders(nodes, name), ['node-1']);
+  assert.deepEqual(seen, clients.map(() => UNNOTICED));
 });

@@ -90,7 +90,6 @@ const MAX_TOKEN = 64 * 1024;
 const RECONNECT = 1012;
 
 const ENDS = 'SmartRoute: this node is shutting down';
-const MOVED_AWAY = 'SmartRoute: document moved, reconnect';
 
 /** Hocuspocus' code for a socket that broke a limit. */
 const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
@@ -636,7 +635,7 @@ export class EdgeSocket {
   /** Whoever shows a token for it is told who owns it. @param {Route} route @param {import('../index.js').NodeInfo} owner */
   #refuse(route, { id, address, port }) {
     // Whoever was let in elsewhere would not ask again by itself.
-    if (route.hasAddress(({ isKnown }) => isKnown)) return this.close(RECONNECT, MOVED_AWAY);
+    if (route.hasAddress(({ isKnown }) => isKnown)) return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
     route.refused = `this document belongs to ${id} at ${this.#edge.context.publicUrl(id) ?? `${address}:${port}`}`;
     const waiting = route.takeWaiting();
     route.local = false;
@@ -1339,14 +1338,13 @@ export class EdgeSocket {
 
   /** What is to be done where a document has another owner under a new view, and its old one says nothing. */
   #review(route) {
-    const { router, places, options } = this.#edge.context;
+    const { router, places } = this.#edge.context;
     const target = router.owner(route.name);
     if (route.refused !== null) {
       // Whoever asks again is told of the owner under this view.
       this.#forgetRoute(route);
     } else if (route.local && target !== undefined) {
       route.lingers = !places.isOurs(route.name);
-      if (!target.own && options.misroute === 'reject') return this.close(RECONNECT, MOVED_AWAY);
       if (route.lingers) this.#look(route);
     }
   }
