@@ -51,8 +51,8 @@ test('a document that stays where it is open disturbs nobody; those that come el
   await Promise.all(clients.map(synced));
   const seen = clients.map(watch);
   const joined = await more();
+  await until(() => documents.some((name) => ownerOf(name) === joined.id), 'the ring gives one to the new node');
   const at = documents.findIndex((name) => ownerOf(name) === joined.id);
-  assert.ok(at !== -1, 'the ring gives one to the new node');
   const name = documents[at];
   const others = [nodes[0], joined].map((node) => connect(node, name));
   await Promise.all(others.map(synced));

@@ -702,13 +702,13 @@ export class EdgeSocket {
     if (type !== MessageType.Auth) return this.#sentAway.has(address);
     this.#sentAway.delete(address);
     if (mark !== Mark.Redirect || this.#sentAway.size >= REMEMBERED) return false;
-    const { router, serving, options, publicUrl } = this.#edge.context;
+    const { places, serving, options, publicUrl } = this.#edge.context;
     const name = documentOf(address);
     // Where a function has a say, only the ring owner knows: the client is told once it is let in there.
     if (options.customRoutingFunction !== undefined || !serving()) return false;
     if (this.#routes.get(name)?.addresses.get(address)?.isKnown) return false;
-    const target = router.route(name)?.target;
-    const url = target === undefined || target.own ? undefined : publicUrl(target.node.id);
+    const found = places.of(name);
+    const url = found && found !== HERE ? publicUrl(found.target.node.id) : undefined;
     if (url === undefined) return false;
     this.#sentAway.add(address);
     this.#send(redirect(address, url, true));
