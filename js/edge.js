@@ -586,11 +586,15 @@ export class EdgeSocket {
 
   /** @param {Route} route */
   #resolve(route) {
-    const { router, serving, claims, places, fence } = this.#edge.context;
+    const { core, router, serving, claims, places, fence } = this.#edge.context;
     const found = serving() ? places.of(route.name) : undefined;
     if (found === HERE) return this.#assign(route, /** @type {import('./router.js').Target} */ (router.self), false);
-    // Let in here, and it has not left yet: what comes waits until this node may serve again, or it is sealed.
-    if (fence.holds(route.name) && this.#isOpen(route)) return this.#hold(route);
+    // Let in here, or about to be, and it has not left yet: it is served here until it is sealed. What comes while
+    // this node may not serve waits.
+    if (fence.holds(route.name) && this.#isOpen(route)) {
+      if (!found || !core.serves()) return this.#hold(route);
+      return this.#assign(route, /** @type {import('./router.js').Target} */ (router.self), false);
+    }
     if (found) return this.#goTo(route, found.target, found.decided);
     this.#hold(route);
     if (found === null) claims.want(route.name, this);
@@ -970,10 +974,7 @@ export class EdgeSocket {
     const route = this.#routes.get(name);
     if (route === undefined || !route.sealed || route.stream !== null) return;
     route.sealed = false;
-    if (!this.#edge.context.core.serves()) return this.#hold(route);
-    route.local = true;
-    route.heldBytes = 0;
-    for (const frame of route.takeWaiting()) this.#local.handleMessage(frame);
+    this.#resolve(route);
   }
 
   /** Hocuspocus says nothing more about it here. @param {string} name */
