@@ -577,10 +577,13 @@ export class EdgeSocket {
     return route;
   }
 
-  /** Drops what routing would find again. */
+  /** Drops what routing would find again, and what nobody here has open: that is to be sealed when it moves. */
   #forgetRoutes() {
-    for (const [name, route] of this.#routes) {
-      if (route.held === null && !route.decided && !route.hasAddress(({ isKnown }) => isKnown)) this.#routes.delete(name);
+    const open = new Set(this.#open);
+    for (const route of [...this.#routes.values()]) {
+      const isNeeded = route.held !== null || route.decided || open.has(route.name)
+        || route.hasAddress(({ isKnown, pending }) => isKnown || pending !== null);
+      if (!isNeeded) this.#forgetRoute(route);
     }
   }
 
@@ -947,9 +950,12 @@ export class EdgeSocket {
    * @param {Route} route
    */
   #isOpen({ name, stream }) {
-    if (stream !== null) return false;
-    const open = Object.keys(this.#local.documentConnections ?? {});
-    return open.some((address) => documentOf(address) === name) || this.authenticating().includes(name);
+    return stream === null && this.#open.includes(name);
+  }
+
+  /** Documents that this node has let the client in to, or is about to. */
+  get #open() {
+    return [...Object.keys(this.#local.documentConnections ?? {}).map(documentOf), ...this.authenticating()];
   }
 
   authenticating() {
