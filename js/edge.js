@@ -69,6 +69,9 @@ const OTHER_VIEW = 50;
 /** Documents remembered per socket; what can be found again by routing is forgotten first. */
 const REMEMBERED = 4_096;
 
+/** Addresses of one document that a socket remembers: each session of a provider has its own. */
+const SESSIONS = 256;
+
 /** Addresses that are re-homed at a time: by one socket, and by all of this node. */
 const PER_SOCKET = 50;
 const PER_NODE = 256;
@@ -83,8 +86,9 @@ const TOKEN = 10_000;
  * is shown after this instead. ms
  */
 const SILENCE = 3_000;
-/** Longest Auth frame that is kept for that, in bytes. */
+/** Longest Auth frame that is kept for that, and all those of one socket, in bytes. */
 const MAX_TOKEN = 64 * 1024;
+const MAX_TOKENS = 1024 * 1024;
 
 /** Retried by every provider. */
 const RECONNECT = 1012;
@@ -396,6 +400,8 @@ export class EdgeSocket {
   #asking = 0;
   /** Its client has not answered when it was asked for a token. */
   #silent = false;
+  /** Bytes of the tokens that are kept. */
+  #tokens = 0;
   /** Documents that Hocuspocus has nothing more to say about here. @type {Set<string>} */
   #dropped = new Set();
   /** Addresses whose client was sent to the owner: what it sent before it knew goes nowhere. @type {Set<string>} */
@@ -449,7 +455,7 @@ export class EdgeSocket {
       this.#lastRoute = this.#routeOf(documentOf(address));
       // Routing it may have closed the socket.
       if (this.#closed) return;
-      this.#lastAddress = this.#lastRoute.at(address);
+      this.#lastAddress = this.#addressAt(this.#lastRoute, address);
       if (mark !== '') this.#lastAddress.follows = true;
     }
     const route = /** @type {Route} */ (this.#lastRoute);
@@ -584,6 +590,25 @@ export class EdgeSocket {
       const isNeeded = route.held !== null || route.decided || open.has(route.name)
         || route.hasAddress(({ isKnown, pending }) => isKnown || pending !== null);
       if (!isNeeded) this.#forgetRoute(route);
+    }
+  }
+
+  /** @param {Route} route @param {string} address */
+  #addressAt(route, address) {
+    if (route.addresses.size >= SESSIONS && !route.addresses.has(address)) this.#forgetAddresses(route);
+    return route.at(address);
+  }
+
+  /** Drops those that are closed, or were refused. @param {Route} route */
+  #forgetAddresses(route) {
+    const { documentConnections = {}, hookPayloads = {} } = this.#local;
+    this.#sentTo = null;
+    this.#sentHead = null;
+    for (const one of [...route.addresses.values()]) {
+      const isOpen = documentConnections[one.address] !== undefined || hookPayloads[one.address] !== undefined;
+      if (isOpen || one.isKnown || one.pending !== null) continue;
+      this.#forgetToken(one);
+      route.addresses.delete(one.address);
     }
   }
 
@@ -845,8 +870,18 @@ export class EdgeSocket {
 
   /** A client shows its token. @param {Address} address @param {Uint8Array} frame @param {number} end */
   #shown(address, frame, end) {
-    address.token = saysVersion(frame, end) || frame.length > MAX_TOKEN ? null : frame.slice();
+    this.#forgetToken(address);
+    if (!saysVersion(frame, end) && frame.length <= MAX_TOKEN && this.#tokens + frame.length <= MAX_TOKENS) {
+      address.token = frame.slice();
+      this.#tokens += frame.length;
+    }
     if (address.rehoming !== null) this.#silent = false;
+  }
+
+  /** @param {Address} address */
+  #forgetToken(address) {
+    this.#tokens -= address.token?.length ?? 0;
+    address.token = null;
   }
 
   /** @param {Route} route @param {Address} address @param {Rehoming} rehoming */
@@ -1091,6 +1126,7 @@ export class EdgeSocket {
     this.#sentTo = null;
     this.#sentHead = null;
     this.#routes.delete(route.name);
+    for (const address of route.addresses.values()) this.#forgetToken(address);
     if (this.#lastRoute === route) {
       this.#lastRoute = null;
       this.#lastHead = null;
