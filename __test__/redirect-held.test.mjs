@@ -6,7 +6,7 @@ import { test } from 'node:test';
 import WebSocket from 'ws';
 
 import { smartRouteWebSocket } from '@hocuspocus/extension-smartroute/client';
-import { synced, until } from './support/cluster.mjs';
+import { startCluster, synced, until } from './support/cluster.mjs';
 import { database, everybodyHas, holders, names, startGrowing, type } from './support/moves.mjs';
 
 test('a client that has come to the node that holds its document is let in there, and sent nowhere', { timeout: 60_000 }, async (t) => {
@@ -47,4 +47,44 @@ test('a client that has come to the node that holds its document is let in there
   await until(() => !late.hasUnsyncedChanges, 'all is acknowledged');
   assert.deepEqual(holders(nodes, name), ['node-1']);
   assert.deepEqual(opened.map((url) => Number(new URL(url).port)), [nodes[0].port]);
+});
+
+test('a client that comes to a document whose owner drains is carried there, and not sent to a node that leaves', { timeout: 60_000 }, async (t) => {
+  const { rows, ...hooks } = database();
+  let loads = 0;
+  let load = () => {};
+  const gate = new Promise((resolve) => { load = () => resolve(undefined); });
+  t.after(() => load());
+  const { nodes, connect, nameOwnedBy } = await startCluster(t, 3, (index, ports) => ({
+    server: hooks,
+    smartRoute: { onMisroute: 'redirect', publicUrl: `ws://127.0.0.1:${ports[index]}` },
+    extensions: index === 0
+      ? []
+      : [{ extensionName: 'slow', async onLoadDocument() {
+        loads++;
+        await gate;
+      } }],
+  }));
+  const [leaving, ...others] = nodes;
+  const name = nameOwnedBy(leaving);
+  const early = connect(leaving, name);
+  await synced(early);
+  const drained = leaving.smartRoute.drain();
+  await until(() => loads > 0, 'it is being loaded at its next owner');
+  const opened = [];
+  class Counted extends WebSocket {
+    constructor(url, ...rest) {
+      super(url, ...rest);
+      opened.push(Number(new URL(url).port));
+    }
+  }
+  const late = others.map((node) => connect(node, name, {}, { WebSocketPolyfill: smartRouteWebSocket({ WebSocket: Counted }) }));
+  await Promise.all(late.map(synced));
+  const typed = [early, ...late].map(type);
+  await until(() => late.every((client) => !client.hasUnsyncedChanges), 'all is acknowledged');
+  assert.ok(leaving.hocuspocus.documents.has(name), 'it is still there');
+  load();
+  await drained;
+  await everybodyHas(others, name, late, typed);
+  assert.ok(!opened.includes(leaving.port), `${opened} are other nodes than ${leaving.port}`);
 });

@@ -750,7 +750,11 @@ export class EdgeSocket {
   /** A client that is let in elsewhere through this node is told where that is. @param {Route | undefined} route @param {Address} address */
   #tellOwner(route, address) {
     if (!address.follows || !address.authenticated || address.rehoming !== null || !route?.stream) return;
-    const url = this.#edge.context.publicUrl(route.stream.nodeId);
+    const { router, publicUrl } = this.#edge.context;
+    const { nodeId } = route.stream;
+    // From one that leaves its documents go on, and its clients' sockets are closed.
+    if (router.member(nodeId)?.state === 'leaving') return;
+    const url = publicUrl(nodeId);
     if (url !== undefined) this.#send(redirect(address.address, url, false));
   }
 
