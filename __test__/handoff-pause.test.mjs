@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { startCluster, synced, until } from './support/cluster.mjs';
-import { UNNOTICED, coreOf, database, everybodyHas, holders, home, move, pin, type, watch } from './support/moves.mjs';
+import { UNNOTICED, database, everybodyHas, holders, home, mayNotServe, move, pin, type, watch } from './support/moves.mjs';
 
 test('a client that typed while its node might not serve follows its document like any other', async (t) => {
   const { rows, ...hooks } = database();
@@ -16,17 +16,10 @@ test('a client that typed while its node might not serve follows its document li
   await Promise.all(clients.map(synced));
   const seen = clients.map(watch);
 
-  const core = coreOf(old);
-  const { serves } = core;
-  const asked = new Promise((resolve) => {
-    core.serves = () => {
-      resolve(undefined);
-      return false;
-    };
-  });
+  const pause = mayNotServe(old);
   const typed = [type(clients[0])];
-  await asked;
-  core.serves = serves;
+  await pause.asked;
+  pause.end();
   await move(nodes, name, next);
   typed.push(...clients.map(type));
 
@@ -61,20 +54,14 @@ test('what a client elsewhere has sent to a node that might not serve goes to th
   pin(old, name, next);
   await until(() => loads > 0, 'it is being loaded at its next owner');
 
-  const core = coreOf(old);
-  const { serves } = core;
-  let asked = 0;
-  core.serves = () => {
-    asked++;
-    return false;
-  };
-  t.after(() => { core.serves = serves; });
+  const pause = mayNotServe(old);
+  t.after(pause.end);
   client.sendStateless('a message');
   const typed = [type(client)];
-  await until(() => asked >= 2, 'both wait');
+  await pause.asked;
   load();
   await until(() => String(holders(nodes, name)) === next.id, 'it has moved');
-  core.serves = serves;
+  pause.end();
   await synced(client);
   await everybodyHas(nodes, name, [client], typed);
   await until(() => heard.length > 0, 'the message is heard');

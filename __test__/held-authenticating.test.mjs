@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import { onlyAnswering, startCluster, synced, until } from './support/cluster.mjs';
-import { UNNOTICED, coreOf, database, everybodyHas, holders, home, pin, type, watch } from './support/moves.mjs';
+import { UNNOTICED, database, everybodyHas, holders, home, mayNotServe, pin, type, watch } from './support/moves.mjs';
 
 for (const refused of [true, false]) {
   test(`and it is ${refused ? 'refused: with another one it is let in where the document is by then' : 'good: it follows the document'}`, { timeout: 60_000, ...onlyAnswering }, async (t) => {
@@ -36,17 +36,10 @@ for (const refused of [true, false]) {
     const client = connect(old, 'checked', { websocketProvider, token: () => token });
     await until(() => checks.length === 1, 'its token is being checked');
 
-    const core = coreOf(old);
-    const { serves } = core;
-    const asked = new Promise((resolve) => {
-      core.serves = () => {
-        resolve(undefined);
-        return false;
-      };
-    });
+    const pause = mayNotServe(old);
     const typed = [type(client)];
-    await asked;
-    core.serves = serves;
+    await pause.asked;
+    pause.end();
     pin(old, 'checked', next);
     await until(() => nodes.every(({ smartRoute }) => smartRoute.getDocumentTargetNode('checked')?.id === next.id), 'it is given to the other node');
 

@@ -369,7 +369,7 @@ class Route {
 }
 
 /** What `handleConnection` answers: the client's socket, whichever nodes its documents are on. */
-export class EdgeSocket {
+class EdgeSocket {
   #edge;
   #incoming;
   #request;
