@@ -41,7 +41,8 @@ export interface Fencing {
  * `'proxy'` carries the traffic to the owner, `'redirect'` tells clients that use
  * `@hocuspocus/extension-smartroute/client` where the owner is ({@link SmartRouteConfiguration.publicUrl})
  * and carries the traffic of all others, `'reject'` refuses the document: `authenticationFailed` at the
- * provider, with a reason that names the owner.
+ * provider, with a reason that names the owner. When a document moves away, `'reject'` closes the sockets of its
+ * clients (1012, which providers retry) once it has been handed over.
  */
 export type MisrouteMode = 'proxy' | 'redirect' | 'reject';
 

@@ -12,7 +12,8 @@
  * | local         | frame, while this node may not serve   | held    |
  * | held          | it may again, and has let the client in | local |
  * | –, held       | route is another node                  | remote  |
- * | –, held       | route is another node, `reject`        | refused |
+ * | –, held       | route is another node, `reject`        | refused; with a client that was let in, its socket is closed |
+ * | refused       | another view                           | –       |
  * | local         | frame of a document that this node only held, and does not any more | – |
  * | remote        | MOVED from the owner                   | held    |
  * | held          | SETTLED: what came back, then the queue | local, remote |
@@ -68,6 +69,9 @@ const OTHER_VIEW = 50;
 /** Documents remembered per socket; what can be found again by routing is forgotten first. */
 const REMEMBERED = 4_096;
 
+/** Addresses of one document that a socket remembers: each session of a provider has its own. */
+const SESSIONS = 256;
+
 /** Addresses that are re-homed at a time: by one socket, and by all of this node. */
 const PER_SOCKET = 50;
 const PER_NODE = 256;
@@ -82,8 +86,9 @@ const TOKEN = 10_000;
  * is shown after this instead. ms
  */
 const SILENCE = 3_000;
-/** Longest Auth frame that is kept for that, in bytes. */
+/** Longest Auth frame that is kept for that, and all those of one socket, in bytes. */
 const MAX_TOKEN = 64 * 1024;
+const MAX_TOKENS = 1024 * 1024;
 
 /** Retried by every provider. */
 const RECONNECT = 1012;
@@ -364,7 +369,7 @@ class Route {
 }
 
 /** What `handleConnection` answers: the client's socket, whichever nodes its documents are on. */
-export class EdgeSocket {
+class EdgeSocket {
   #edge;
   #incoming;
   #request;
@@ -395,6 +400,8 @@ export class EdgeSocket {
   #asking = 0;
   /** Its client has not answered when it was asked for a token. */
   #silent = false;
+  /** Bytes of the tokens that are kept. */
+  #tokens = 0;
   /** Documents that Hocuspocus has nothing more to say about here. @type {Set<string>} */
   #dropped = new Set();
   /** Addresses whose client was sent to the owner: what it sent before it knew goes nowhere. @type {Set<string>} */
@@ -448,7 +455,7 @@ export class EdgeSocket {
       this.#lastRoute = this.#routeOf(documentOf(address));
       // Routing it may have closed the socket.
       if (this.#closed) return;
-      this.#lastAddress = this.#lastRoute.at(address);
+      this.#lastAddress = this.#addressAt(this.#lastRoute, address);
       if (mark !== '') this.#lastAddress.follows = true;
     }
     const route = /** @type {Route} */ (this.#lastRoute);
@@ -578,20 +585,46 @@ export class EdgeSocket {
     return route;
   }
 
-  /** Drops what routing would find again. */
+  /** Drops what routing would find again, and what nobody here has open: that is to be sealed when it moves. */
   #forgetRoutes() {
-    for (const [name, route] of this.#routes) {
-      if (route.held === null && !route.decided && !route.hasAddress(({ isKnown }) => isKnown)) this.#routes.delete(name);
+    const open = new Set(this.#open);
+    for (const route of [...this.#routes.values()]) {
+      const isNeeded = route.held !== null || route.decided || open.has(route.name)
+        || route.hasAddress(({ isKnown, pending }) => isKnown || pending !== null);
+      if (!isNeeded) this.#forgetRoute(route);
+    }
+  }
+
+  /** @param {Route} route @param {string} address */
+  #addressAt(route, address) {
+    if (route.addresses.size >= SESSIONS && !route.addresses.has(address)) this.#forgetAddresses(route);
+    return route.at(address);
+  }
+
+  /** Drops those that are closed, or were refused. @param {Route} route */
+  #forgetAddresses(route) {
+    const { documentConnections = {}, hookPayloads = {} } = this.#local;
+    this.#sentTo = null;
+    this.#sentHead = null;
+    for (const one of [...route.addresses.values()]) {
+      const isOpen = documentConnections[one.address] !== undefined || hookPayloads[one.address] !== undefined;
+      if (isOpen || one.isKnown || one.pending !== null) continue;
+      this.#forgetToken(one);
+      route.addresses.delete(one.address);
     }
   }
 
   /** @param {Route} route */
   #resolve(route) {
-    const { router, serving, claims, places, fence } = this.#edge.context;
+    const { core, router, serving, claims, places, fence } = this.#edge.context;
     const found = serving() ? places.of(route.name) : undefined;
     if (found === HERE) return this.#assign(route, /** @type {import('./router.js').Target} */ (router.self), false);
-    // Let in here, and it has not left yet: what comes waits until this node may serve again, or it is sealed.
-    if (fence.holds(route.name) && this.#isOpen(route)) return this.#hold(route);
+    // Let in here, or about to be, and it has not left yet: it is served here until it is sealed. What comes while
+    // this node may not serve waits.
+    if (fence.holds(route.name) && this.#isOpen(route)) {
+      if (!found || !core.serves()) return this.#hold(route);
+      return this.#assign(route, /** @type {import('./router.js').Target} */ (router.self), false);
+    }
     if (found) return this.#goTo(route, found.target, found.decided);
     this.#hold(route);
     if (found === null) claims.want(route.name, this);
@@ -635,14 +668,13 @@ export class EdgeSocket {
 
   /** Whoever shows a token for it is told who owns it. @param {Route} route @param {import('../index.js').NodeInfo} owner */
   #refuse(route, { id, address, port }) {
+    // Whoever was let in elsewhere would not ask again by itself.
+    if (route.hasAddress(({ isKnown }) => isKnown)) return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
     route.refused = `this document belongs to ${id} at ${this.#edge.context.publicUrl(id) ?? `${address}:${port}`}`;
     const waiting = route.takeWaiting();
     route.local = false;
     route.stream = null;
-    for (const one of route.addresses.values()) {
-      this.#endRehoming(one);
-      this.#admitted(one);
-    }
+    for (const one of route.addresses.values()) this.#admitted(one);
     for (const frame of waiting) {
       const end = addressEnd(frame);
       if (frame[end] === MessageType.Auth) this.#send(permissionDenied(readAddress(frame, end), route.refused));
@@ -708,13 +740,13 @@ export class EdgeSocket {
     if (type !== MessageType.Auth) return this.#sentAway.has(address);
     this.#sentAway.delete(address);
     if (mark !== Mark.Redirect || this.#sentAway.size >= REMEMBERED) return false;
-    const { router, serving, options, publicUrl } = this.#edge.context;
+    const { places, serving, options, publicUrl } = this.#edge.context;
     const name = documentOf(address);
     // Where a function has a say, only the ring owner knows: the client is told once it is let in there.
     if (options.customRoutingFunction !== undefined || !serving()) return false;
     if (this.#routes.get(name)?.addresses.get(address)?.isKnown) return false;
-    const target = router.route(name)?.target;
-    const url = target === undefined || target.own ? undefined : publicUrl(target.node.id);
+    const found = places.of(name);
+    const url = found && found !== HERE ? publicUrl(found.target.node.id) : undefined;
     if (url === undefined) return false;
     this.#sentAway.add(address);
     this.#send(redirect(address, url, true));
@@ -724,7 +756,11 @@ export class EdgeSocket {
   /** A client that is let in elsewhere through this node is told where that is. @param {Route | undefined} route @param {Address} address */
   #tellOwner(route, address) {
     if (!address.follows || !address.authenticated || address.rehoming !== null || !route?.stream) return;
-    const url = this.#edge.context.publicUrl(route.stream.nodeId);
+    const { router, publicUrl } = this.#edge.context;
+    const { nodeId } = route.stream;
+    // From one that leaves its documents go on, and its clients' sockets are closed.
+    if (router.member(nodeId)?.state === 'leaving') return;
+    const url = publicUrl(nodeId);
     if (url !== undefined) this.#send(redirect(address.address, url, false));
   }
 
@@ -844,8 +880,18 @@ export class EdgeSocket {
 
   /** A client shows its token. @param {Address} address @param {Uint8Array} frame @param {number} end */
   #shown(address, frame, end) {
-    address.token = saysVersion(frame, end) || frame.length > MAX_TOKEN ? null : frame.slice();
+    this.#forgetToken(address);
+    if (!saysVersion(frame, end) && frame.length <= MAX_TOKEN && this.#tokens + frame.length <= MAX_TOKENS) {
+      address.token = frame.slice();
+      this.#tokens += frame.length;
+    }
     if (address.rehoming !== null) this.#silent = false;
+  }
+
+  /** @param {Address} address */
+  #forgetToken(address) {
+    this.#tokens -= address.token?.length ?? 0;
+    address.token = null;
   }
 
   /** @param {Route} route @param {Address} address @param {Rehoming} rehoming */
@@ -949,9 +995,12 @@ export class EdgeSocket {
    * @param {Route} route
    */
   #isOpen({ name, stream }) {
-    if (stream !== null) return false;
-    const open = Object.keys(this.#local.documentConnections ?? {});
-    return open.some((address) => documentOf(address) === name) || this.authenticating().includes(name);
+    return stream === null && this.#open.includes(name);
+  }
+
+  /** Documents that this node has let the client in to, or is about to. */
+  get #open() {
+    return [...Object.keys(this.#local.documentConnections ?? {}).map(documentOf), ...this.authenticating()];
   }
 
   authenticating() {
@@ -976,10 +1025,7 @@ export class EdgeSocket {
     const route = this.#routes.get(name);
     if (route === undefined || !route.sealed || route.stream !== null) return;
     route.sealed = false;
-    if (!this.#edge.context.core.serves()) return this.#hold(route);
-    route.local = true;
-    route.heldBytes = 0;
-    for (const frame of route.takeWaiting()) this.#local.handleMessage(frame);
+    this.#resolve(route);
   }
 
   /** Hocuspocus says nothing more about it here. @param {string} name */
@@ -1090,6 +1136,7 @@ export class EdgeSocket {
     this.#sentTo = null;
     this.#sentHead = null;
     this.#routes.delete(route.name);
+    for (const address of route.addresses.values()) this.#forgetToken(address);
     if (this.#lastRoute === route) {
       this.#lastRoute = null;
       this.#lastHead = null;
@@ -1210,6 +1257,8 @@ export class EdgeSocket {
     this.#hold(route);
     route.movedTo = moved;
     route.sealed = moved.sealed === true;
+    // What it said of an earlier move says nothing of this one.
+    route.stays = false;
   }
 
   returned(stream, frame) {
@@ -1343,13 +1392,13 @@ export class EdgeSocket {
 
   /** What is to be done where a document has another owner under a new view, and its old one says nothing. */
   #review(route) {
-    const { router, places, options } = this.#edge.context;
+    const { router, places } = this.#edge.context;
     const target = router.owner(route.name);
     if (route.refused !== null) {
-      if (target?.own) this.#forgetRoute(route);
+      // Whoever asks again is told of the owner under this view.
+      this.#forgetRoute(route);
     } else if (route.local && target !== undefined) {
       route.lingers = !places.isOurs(route.name);
-      if (!target.own && options.misroute === 'reject') return this.close(RECONNECT, 'SmartRoute: document moved, reconnect');
       if (route.lingers) this.#look(route);
     }
   }

@@ -41,7 +41,6 @@ const MAX_ASIDE = 10_000;
  * @property {any} instance Hocuspocus
  * @property {import('../index.js').ResolvedConfiguration} options
  * @property {boolean} leased membership is by leases: at most one node may store
- * @property {import('./claims.js').Claims} claims
  * @property {() => string[]} authenticating documents that somebody is being let in to
  * @property {(name: string) => boolean} isAuthenticating whether somebody is, for this one
  * @property {import('./places.js').Places} places

@@ -30,6 +30,8 @@ function readPlaced(bytes) {
   }
 }
 
+/** What MOVED says of a document. @typedef {{ node: string, decided: boolean, sealed?: boolean, held?: boolean }} Where */
+
 /** What a stream needs of the node it is on. @typedef {object} OwnerContext
  * @property {import('./core.js').Core} core
  * @property {import('./router.js').Router} router
@@ -357,11 +359,16 @@ class OwnerStream {
 
   /** Another node holds it, and serves it until it has handed it over. @param {string} name @param {string} node */
   servedBy(name, node) {
-    const frames = this.#held.get(name);
-    if (frames === undefined || this.#socket.readyState !== Ready.Open) return;
+    if (!this.#held.has(name) || this.#socket.readyState !== Ready.Open) return;
+    this.#sendOn(name, { node, decided: true, held: true });
+  }
+
+  /** What waits here goes back, with all that still comes. @param {string} name @param {Where} where */
+  #sendOn(name, where) {
+    const frames = this.#held.get(name) ?? [];
     this.#held.delete(name);
     for (const frame of frames) this.#heldBytes -= frame.length;
-    this.#say(name, { node, decided: true, held: true });
+    this.#say(name, where);
     for (const frame of frames) this.#giveBack(name, frame);
   }
 
@@ -401,7 +408,7 @@ class OwnerStream {
     core.send(this.#link, this.#stream, Kind.Return, frame);
   }
 
-  /** @param {string} name @param {{ node: string, decided: boolean, sealed?: boolean, held?: boolean }} where */
+  /** @param {string} name @param {Where} where */
   #say(name, where) {
     const { core, router, log } = this.#context;
     this.#moved.add(name);
@@ -428,7 +435,7 @@ class OwnerStream {
   /** Frames go back to the edge from now on. @param {string} name @param {string} node */
   seal(name, node) {
     this.#sealed.set(name, []);
-    this.#say(name, { node, decided: false, sealed: true });
+    this.#sendOn(name, { node, decided: false, sealed: true });
   }
 
   /** Frames of those that have not shown a token yet go back with the others. @param {string} name */

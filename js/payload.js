@@ -15,7 +15,7 @@ import { parse, stringify } from 'devalue';
 import { SmartRouteError, codes } from './errors.js';
 
 /** Longest value, encoded. Documents have their own way; a value this long stalls the event loop already. */
-export const MAX_VALUE = 16 * 1024 * 1024;
+const MAX_VALUE = 16 * 1024 * 1024;
 
 /** Longest part of an error that is carried, in characters. */
 const MAX_TEXT = 16_384;

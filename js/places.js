@@ -123,11 +123,6 @@ export class Places {
     return this.#context.router.route(name)?.target.own === true || this.#here.has(name);
   }
 
-  /** Whether its ring owner has placed a document here. @param {string} name */
-  isPlacedHere(name) {
-    return this.#here.has(name);
-  }
-
   /** Whether a document may stay in memory here, under this view. @param {string} name */
   mayStay(name) {
     return this.isOurs(name) || this.#stays.has(name);

@@ -34,10 +34,6 @@ export class RedisBeside {
     this.#all = extensions.map((extension) => new Guard(extension, () => this.#suspended));
   }
 
-  get suspended() {
-    return this.#suspended;
-  }
-
   /** What the others see them by. @returns {string[]} */
   get identifiers() {
     return this.#all.map(({ extension }) => String(extension.configuration.identifier));

@@ -8,7 +8,7 @@ import { DevalueError, parse, stringify } from 'devalue';
 import { SmartRouteError, codes } from './errors.js';
 
 /** Longest description of a socket: headers are at most 16 KiB in Node, the rest is the context. */
-export const MAX_META = 1024 * 1024;
+const MAX_META = 1024 * 1024;
 
 /**
  * @typedef {object} Meta

@@ -117,6 +117,20 @@ export function coreOf(node) {
   return found;
 }
 
+/** A node may not serve from now on, until `end`; `asked` resolves once it has wanted to. */
+export function mayNotServe(node) {
+  const core = coreOf(node);
+  const { serves } = core;
+  const end = () => { core.serves = serves; };
+  const asked = new Promise((resolve) => {
+    core.serves = () => {
+      resolve(undefined);
+      return false;
+    };
+  });
+  return { asked, end };
+}
+
 /** Has a document moved, and does not wait for it. */
 export const pin = (node, name, to) => coreOf(node).native.pin(name, to.id);
 

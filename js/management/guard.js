@@ -48,7 +48,7 @@ export class Guard {
 }
 
 /** @param {IncomingMessage} request */
-export function requireLoopbackName(request) {
+function requireLoopbackName(request) {
   const host = request.headers.host ?? '';
   const [, name = ''] = /^(\[[^\]]*\]|[^:]*)(?::\d*)?$/.exec(host) ?? [];
   if (isLoopback(name)) return;

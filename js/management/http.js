@@ -8,7 +8,7 @@ import { STATUS_CODES } from 'node:http';
  */
 
 /** Longest body that is read; a document's name is the longest thing in one. */
-export const MAX_BODY = 64 * 1024;
+const MAX_BODY = 64 * 1024;
 
 /** Of every answer: none is for another site's pages, nor for a cache. */
 const COMMON = Object.freeze({
