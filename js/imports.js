@@ -15,7 +15,7 @@
 
 import { Kind } from './core.js';
 import { awarenessGone } from './frames.js';
-import { end, storeSoon, takeOut } from './hocuspocus.js';
+import { end, socketOf, storeSoon, takeOut } from './hocuspocus.js';
 import { readMeta, rebuild } from './request.js';
 import { applyUpdate, hasGap } from './yjs.js';
 
@@ -141,7 +141,8 @@ export class Imports {
     });
     const { addConnection } = document;
     document.addConnection = (connection, ...rest) => {
-      awaited.left--;
+      // Through a node that leaves it is cut off at once, and comes once more.
+      if (!this.#isLeaving(socketOf(connection).edge)) awaited.left--;
       if (awaited.gone.size > 0) {
         const frame = awarenessGone(connection.messageAddress ?? document.name, awaited.gone);
         // It is being made.
@@ -150,6 +151,11 @@ export class Imports {
       if (awaited.left === 0) this.#allHere(document);
       return addConnection.call(document, connection, ...rest);
     };
+  }
+
+  /** @param {string | undefined} edge a node that holds clients' sockets, if it is another one */
+  #isLeaving(edge) {
+    return edge !== undefined && this.#context.router.member(edge)?.state !== 'active';
   }
 
   /** All have come, or nobody waits for the others any more. @param {any} document */
