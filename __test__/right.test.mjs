@@ -173,6 +173,8 @@ test('what only the application holds open is stored before it moves, and blocks
   const moved = names.filter((name) => b.smartRoute.shouldHandleDocument(name));
   assert.ok(moved.length > 0);
   await synced(connect(t, b, moved[0]));
+  // Those that wait for a place among the moves are served where they are meanwhile.
+  await until(() => moved.every((name) => b.hocuspocus.documents.has(name) && !a.hocuspocus.documents.has(name)), 'all have moved', 30_000);
   const stored = new Set(stores[0].stored.map(([name]) => name));
   assert.deepEqual(moved.filter((name) => !stored.has(name)), []);
   // Open documents and their timers would keep the process.
@@ -217,7 +219,7 @@ test('an offer that hangs delays no other, and what was set aside meanwhile is o
     },
     close() {},
   };
-  const router = { owner: () => ({ own: false, link: 1 }) };
+  const router = { route: () => ({ target: { own: false, link: 1 }, decided: false }) };
   const logger = collectingLogger();
   const log = { warn: (key, line) => logger.warn(line), error: logger.error, info() {} };
   const fence = new Fence({ core, router, log, leased: true, options: {}, instance: { unloadDocument() {} }, putsOff: () => false });

@@ -33,27 +33,27 @@ async function startPair(t) {
   return { node, owner, gone, name };
 }
 
-/** An edit that has left this node, for an owner that does not answer. */
-async function unanswered(node, owner, direct) {
+/** Makes an edit for an owner that does not answer, and waits until it has left this node. What becomes of it is left to `check`. */
+async function unanswered(node, owner, direct, check) {
   owner.kill('SIGSTOP');
   const sent = () => node.smartRoute.getLinkStats().reduce((sum, { bytesOut }) => sum + bytesOut, 0);
   const before = sent();
-  const edit = push(direct, 'sent');
+  const checked = check(push(direct, 'sent'));
   await until(() => sent() > before, 'it is on its way');
-  return edit;
+  return { checked };
 }
 
 test('the owner dies, and nobody takes its place in time: an edit that was sent is perhaps done, a later one is not', { timeout: 60_000 }, async (t) => {
   const { node, owner, gone, name } = await startPair(t);
   const direct = await node.hocuspocus.openDirectConnection(name);
   await push(direct, 'acknowledged');
-  const interrupted = assert.rejects(unanswered(node, owner, direct), { ...code('INTERRUPTED'), message: /may have been done/ });
-  await until(() => wordsOf(direct.document).length === 2, 'it is made here');
+  const { checked } = await unanswered(node, owner, direct, (edit) =>
+    assert.rejects(edit, { ...code('INTERRUPTED'), message: /may have been done/ }));
   const down = once(node.smartRoute, 'linkDown');
   owner.kill('SIGKILL');
   await Promise.all([gone, down]);
   await assert.rejects(push(direct, 'late'), { ...code('UNREACHABLE'), message: /was not done/ });
-  await interrupted;
+  await checked;
   await assert.rejects(push(direct, 'later'), code('UNREACHABLE'));
   // The heir: what was not done is not there.
   await until(() => node.smartRoute.shouldHandleDocument(name), 'this node owns it', 30_000);
@@ -96,10 +96,9 @@ test('a node that shuts down while the owner does not answer: an edit that was s
   const { node, owner, name } = await startPair(t);
   const direct = await node.hocuspocus.openDirectConnection(name);
   await push(direct, 'acknowledged');
-  const outcome = assert.rejects(unanswered(node, owner, direct), code('INTERRUPTED'));
-  await until(() => wordsOf(direct.document).length === 2, 'it is made here');
+  const { checked } = await unanswered(node, owner, direct, (edit) => assert.rejects(edit, code('INTERRUPTED')));
   const ends = node.server.destroy();
-  await outcome;
+  await checked;
   await assert.rejects(push(direct, 'later'), code('DESTROYED'));
   owner.kill('SIGCONT');
   await ends;

@@ -23,7 +23,7 @@ const FILE_TIMEOUT = 600_000;
 /** Milliseconds more until it is killed, if it does not end by itself. */
 const FILE_GRACE = 30_000;
 /** Failures in more files than these are no bad luck. */
-const RETRIED = 3;
+const RETRIED = 6;
 
 /** @type {Record<string, { native?: boolean, redis?: boolean, hocuspocus3?: boolean, chromium?: boolean, run: (args: string[]) => Promise<number> }>} */
 const tasks = {

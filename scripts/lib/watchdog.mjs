@@ -12,7 +12,8 @@ import { Worker, isMainThread, workerData } from 'node:worker_threads';
 const LIMIT = 'SMARTROUTE_TEST_FILE_TIMEOUT';
 
 if (!isMainThread) {
-  setTimeout(() => {
+  // Threads that a test starts load this, too.
+  if (workerData?.[LIMIT] !== undefined) setTimeout(() => {
     writeSync(2, `npm test: ${workerData.file} hangs, killed\n`);
     const processes = execFileSync('ps', ['-A', '-o', 'pid=,ppid='], { encoding: 'utf8' })
       .trim().split('\n').map((line) => line.trim().split(/\s+/).map(Number));
@@ -25,10 +26,10 @@ if (!isMainThread) {
         // `ps` itself, or one that has just ended.
       }
     }
-  }, workerData.limit);
+  }, workerData[LIMIT]);
 } else if (process.env.NODE_TEST_CONTEXT !== undefined && process.env[LIMIT] !== undefined) {
   // A thread, because the main one may be what is stuck. What the tests start has no limit of its own.
   const limit = Number(process.env[LIMIT]);
   delete process.env[LIMIT];
-  new Worker(new URL(import.meta.url), { workerData: { file: process.argv[1], limit }, execArgv: [] }).unref();
+  new Worker(new URL(import.meta.url), { workerData: { file: process.argv[1], [LIMIT]: limit }, execArgv: [] }).unref();
 }
