@@ -93,6 +93,6 @@ test('what clients have shown is not kept once they have closed, however many se
   await rounds(0, 300);
   const before = used();
   await rounds(300, 1_200);
-  const grown = used() - before;
-  assert.ok(grown < 8 * 1024 * 1024, `${grown} bytes of ${900 * names.length * token.length} are kept`);
+  // What is on its way to be garbage, of the test before too, is no leak: it goes.
+  await until(() => used() - before < 8 * 1024 * 1024, `no more than 8 MiB of ${900 * names.length * token.length} bytes are kept`);
 });
