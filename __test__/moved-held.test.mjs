@@ -33,14 +33,20 @@ async function started(t, smartRoute = {}) {
   return { nodes, clients, loading, seen: clients.map(watch), stops: clients.map((client) => types(client)) };
 }
 
-test('a load hook of the next owner hangs: the document is live at the old one, also for clients that come', { timeout: 90_000 }, async (t) => {
-  const { nodes, clients, loading, seen, stops } = await started(t);
+/** The document is to move, and the load hook of its next owner hangs until what this returns is called. */
+async function hangs(t, nodes, loading) {
   let go = () => {};
   const hung = new Promise((resolve) => { go = () => resolve(undefined); });
   t.after(() => go());
   loading.now = () => hung;
   pin(nodes[0], NAME, nodes[1]);
   await until(() => loading.calls > 0, 'it is being loaded at its next owner');
+  return go;
+}
+
+test('a load hook of the next owner hangs: the document is live at the old one, also for clients that come', { timeout: 90_000 }, async (t) => {
+  const { nodes, clients, loading, seen, stops } = await started(t);
+  const go = await hangs(t, nodes, loading);
   // At each door, while nothing is released: at the next owner itself, at the old one, and at a third.
   const late = nodes.map((node) => connect(t, node, NAME));
   const began = performance.now();
@@ -79,12 +85,7 @@ test('it fails there: the move is tried again with pauses, and succeeds once it 
 
 test('a word that another node serves it is void once it does not: the client is let in where it belongs', { timeout: 60_000 }, async (t) => {
   const { nodes, clients, loading, stops } = await started(t);
-  let go = () => {};
-  const hung = new Promise((resolve) => { go = () => resolve(undefined); });
-  t.after(() => go());
-  loading.now = () => hung;
-  pin(nodes[0], NAME, nodes[1]);
-  await until(() => loading.calls > 0, 'it is being loaded at its next owner');
+  const go = await hangs(t, nodes, loading);
   const socket = connect(t, nodes[2], NAME);
   await synced(socket);
   const typed = stops.flatMap((stop) => stop());
