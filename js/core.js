@@ -190,6 +190,8 @@ export class Core {
     /** Whether a document that the view gives this node may be served yet. */
     const entitles = this.#native.entitles();
     this.entitles = (name) => this.servesAll || entitles(name);
+    /** Sends one message to a client's socket; src/binding/write.rs. */
+    this.writeFrame = this.#native.writeFrame();
     /** Whether every node holds only what the newest view gives it. */
     this.isSettled = () => this.servesAll || this.#native.isSettled();
   }

@@ -28,6 +28,7 @@
 
 import { setTimeout as delay } from 'node:timers/promises';
 
+import { ClientSocket } from './client-socket.js';
 import { Kind } from './core.js';
 import {
   AuthType,
@@ -406,7 +407,7 @@ class EdgeSocket {
   #dropped = new Set();
   /** Addresses whose client was sent to the owner: what it sent before it knew goes nowhere. @type {Set<string>} */
   #sentAway = new Set();
-  #send;
+  #client;
   #spokeAt = Date.now();
   #touchedAt = 0;
   #touchedAuthenticated = false;
@@ -417,10 +418,10 @@ class EdgeSocket {
     this.#incoming = incoming;
     this.#request = request;
     this.#context = context;
-    this.#send = incoming.send.bind(incoming);
+    this.#client = new ClientSocket(incoming, edge.context.core.writeFrame);
     // Hocuspocus has the client's own socket, and what it sends there is looked at while a document moves.
     incoming.send = (data, ...rest) => {
-      if (this.#moving === 0 && this.#dropped.size === 0) return this.#send(data, ...rest);
+      if (this.#moving === 0 && this.#dropped.size === 0) return this.#client.send(data, ...rest);
       return this.#fromLocal(data);
     };
     this.#local = edge.context.connect(incoming, request, context);
@@ -677,7 +678,7 @@ class EdgeSocket {
     for (const one of route.addresses.values()) this.#admitted(one);
     for (const frame of waiting) {
       const end = addressEnd(frame);
-      if (frame[end] === MessageType.Auth) this.#send(permissionDenied(readAddress(frame, end), route.refused));
+      if (frame[end] === MessageType.Auth) this.#client.send(permissionDenied(readAddress(frame, end), route.refused));
     }
   }
 
@@ -749,7 +750,7 @@ class EdgeSocket {
     const url = found && found !== HERE ? publicUrl(found.target.node.id) : undefined;
     if (url === undefined) return false;
     this.#sentAway.add(address);
-    this.#send(redirect(address, url, true));
+    this.#client.send(redirect(address, url, true));
     return true;
   }
 
@@ -761,7 +762,7 @@ class EdgeSocket {
     // From one that leaves its documents go on, and its clients' sockets are closed.
     if (router.member(nodeId)?.state === 'leaving') return;
     const url = publicUrl(nodeId);
-    if (url !== undefined) this.#send(redirect(address.address, url, false));
+    if (url !== undefined) this.#client.send(redirect(address.address, url, false));
   }
 
   /** @param {string} nodeId */
@@ -903,7 +904,7 @@ class EdgeSocket {
 
   #ports(route) {
     return {
-      toClient: (frame) => this.#send(frame),
+      toClient: (frame) => this.#client.send(frame),
       toOwner: (frame) => this.#pass(route, frame),
       admit: (address, session) => this.#admitAt(route, address, session),
     };
@@ -979,7 +980,7 @@ class EdgeSocket {
         if (!this.#rehomed(route, address, data, end)) return;
       }
     }
-    this.#send(data);
+    this.#client.send(data);
   }
 
   /** @param {string} name */
@@ -1089,7 +1090,7 @@ class EdgeSocket {
     const type = data[end];
     if (route.refused !== null) {
       if (type === MessageType.Auth) {
-        this.#send(permissionDenied(address.address, route.refused));
+        this.#client.send(permissionDenied(address.address, route.refused));
         this.#forgetRoute(route);
       }
       return;
@@ -1183,11 +1184,9 @@ class EdgeSocket {
   /** A frame from an owner, for the client. @param {EdgeStream} stream @param {Uint8Array} bytes */
   deliver(stream, bytes) {
     if (!this.#observe(bytes)) return;
-    const incoming = this.#incoming;
-    const backlog = incoming.bufferedAmount ?? 0;
     // What the socket keeps must not keep a whole drained buffer alive.
-    this.#send(backlog === 0 ? bytes : bytes.slice());
-    if (backlog > SLOW) {
+    this.#client.sendFrame(bytes, true);
+    if (this.#client.backlog > SLOW) {
       stream.pause(true);
       this.#edge.slow.add(this);
     }
@@ -1236,7 +1235,7 @@ class EdgeSocket {
   }
 
   checkSlow() {
-    if ((this.#incoming.bufferedAmount ?? 0) > FAST) return;
+    if (this.#client.backlog > FAST) return;
     this.#edge.slow.delete(this);
     for (const stream of this.#streams.values()) stream.pause(false);
   }

@@ -35,7 +35,7 @@ pub fn entitles<'env>(env: &Env, core: Arc<Core>) -> napi::Result<Unknown<'env>>
 type Callback = unsafe extern "C" fn(sys::napi_env, sys::napi_callback_info) -> sys::napi_value;
 
 /// Makes a function; it keeps the core alive until it is collected.
-fn function<'env>(
+pub fn function<'env>(
     env: &Env,
     core: Arc<Core>,
     name: &CStr,

@@ -8,6 +8,7 @@ mod lookup;
 mod migrations;
 #[cfg(target_os = "linux")]
 mod poll;
+mod write;
 
 use std::sync::{Arc, OnceLock};
 
@@ -129,6 +130,16 @@ impl NativeNode {
     #[napi(catch_unwind, ts_return_type = "(name: string) => boolean")]
     pub fn entitles(&self, env: Env) -> napi::Result<Unknown<'_>> {
         lookup::entitles(&env, Arc::clone(&self.core))
+    }
+
+    /// A plain function that sends one WebSocket message to a client's socket, as far as it takes it:
+    /// how many bytes that were, header included. 0 everywhere but on Linux.
+    #[napi(
+        catch_unwind,
+        ts_return_type = "(descriptor: number, payload: Uint8Array) => number"
+    )]
+    pub fn write_frame(&self, env: Env) -> napi::Result<Unknown<'_>> {
+        write::write_frame(&env, Arc::clone(&self.core))
     }
 
     /// Whether the newest view is settled.
