@@ -2,8 +2,8 @@
  * The native core as the shim uses it: staged calls out, batched records in.
  *
  * Out: what a turn of the event loop sends is collected in one buffer and handed over once, at the
- * end of the turn. In: the core wakes this thread once, and everything that waits is read from one
- * buffer per drain. Record layouts stand in src/inbox.rs and src/binding/mod.rs.
+ * end of the turn. In: the core wakes this thread once, and everything that waits is written to one
+ * buffer per drain. Record layouts stand in src/inbox.rs and src/binding/turn.rs.
  */
 
 import { loadNative } from './native.js';
@@ -27,7 +27,7 @@ const In = Object.freeze({
   Handoff: 15,
 });
 
-/** Kinds of staged records; src/binding/mod.rs. */
+/** Kinds of staged records; src/binding/turn.rs. */
 const Out = Object.freeze({ Open: 1, Message: 2, Multicast: 3, Close: 4 });
 
 /** Kinds of messages on a stream; docs/PROTOCOL.md, "Messages". */
@@ -73,6 +73,9 @@ export const RightChange = Object.freeze({ Waits: 0, Serves: 1, Lapsed: 2, IdTak
 const HEADER = 16;
 const STAGE = 256 * 1024;
 
+/** So much memory is kept by whoever keeps a short message. */
+const ROOM = 16 * 1024;
+
 /** Drained buffers per turn; what is left waits for the next turn, so that timers and sockets run. */
 const DRAINS_PER_TURN = 16;
 
@@ -83,7 +86,7 @@ const encoder = new TextEncoder();
  * What happens on one stream.
  * @typedef {object} StreamHandler
  * @property {(kind: number, bytes: Uint8Array) => void} message
- *   `bytes` is a view of the drained buffer: whoever keeps it keeps the buffer.
+ *   `bytes` lies in a buffer with others: whoever keeps it keeps up to 16 KiB.
  * @property {(code: number, reason: string) => void} closed
  */
 
@@ -154,6 +157,12 @@ export class Core {
   #stage = new Uint8Array(STAGE);
   #words = new Uint32Array(this.#stage.buffer);
   #staged = 0;
+  /** Where drained records go, and how much of it they have taken: what is handed out lies in it. */
+  #room = new Uint8Array(ROOM);
+  #roomWords = new Uint32Array(this.#room.buffer);
+  #taken = 0;
+  #flushRecords;
+  #drainInto;
   #flushing = false;
   #draining = false;
   #destroyed = false;
@@ -190,6 +199,8 @@ export class Core {
     /** Whether a document that the view gives this node may be served yet. */
     const entitles = this.#native.entitles();
     this.entitles = (name) => this.servesAll || entitles(name);
+    this.#flushRecords = this.#native.flush();
+    this.#drainInto = this.#native.drain();
     /** Sends one message to a client's socket; src/binding/write.rs. */
     this.writeFrame = this.#native.writeFrame();
     /** Whether every node holds only what the newest view gives it. */
@@ -387,7 +398,7 @@ export class Core {
     if (this.#staged === 0 || this.#destroyed) return;
     const length = this.#staged;
     this.#staged = 0;
-    this.#native.flush(this.#stage, length);
+    this.#flushRecords(this.#stage, length);
   }
 
   #drain() {
@@ -397,9 +408,18 @@ export class Core {
     try {
       for (let drains = 0; drains < DRAINS_PER_TURN; drains++) {
         if (this.#destroyed) return;
-        const buffer = this.#native.drain();
-        if (buffer === null) return;
-        this.#dispatch(buffer);
+        let taken = this.#drainInto(this.#room, this.#taken);
+        // Other threads may add to what did not fit.
+        while (taken < 0) {
+          this.#room = new Uint8Array(Math.max(ROOM, -taken));
+          this.#roomWords = new Uint32Array(this.#room.buffer);
+          this.#taken = 0;
+          taken = this.#drainInto(this.#room, 0);
+        }
+        const start = this.#taken;
+        this.#taken += taken & ~3;
+        this.#dispatch(this.#roomWords, start >> 2, this.#taken >> 2);
+        if ((taken & 1) === 0) return;
       }
       setImmediate(() => this.#drain());
     } finally {
@@ -407,11 +427,10 @@ export class Core {
     }
   }
 
-  /** @param {ArrayBuffer} buffer */
-  #dispatch(buffer) {
-    const words = new Uint32Array(buffer, 0, buffer.byteLength >> 2);
-    let word = 0;
-    while (word < words.length) {
+  /** @param {Uint32Array} words @param {number} word the first record's @param {number} end after the last one's */
+  #dispatch(words, word, end) {
+    const { buffer } = words;
+    while (word < end) {
       const kind = words[word];
       const link = words[word + 1];
       const stream = words[word + 2];

@@ -124,9 +124,10 @@ const RESET = Object.freeze({ code: 4205, reason: 'Reset Connection' });
 export class Edge {
   /** @type {Set<EdgeSocket>} */
   #sockets = new Set();
-  /** @type {Set<EdgeSocket>} sockets with clients that do not keep up */
-  slow = new Set();
+  /** Sockets with clients that do not keep up. @type {Set<EdgeSocket>} */
+  #slow = new Set();
   #ticks;
+  /** Runs while there are any. @type {NodeJS.Timeout | undefined} */
   #slowTicks;
   #destroyed = false;
   #leaving = false;
@@ -142,9 +143,6 @@ export class Edge {
     const { timeout } = context.limits;
     const period = Math.min(Math.max(timeout / 4, 20), 5_000);
     this.#ticks = setInterval(() => this.#tick(), period).unref();
-    this.#slowTicks = setInterval(() => {
-      for (const socket of this.slow) socket.checkSlow();
-    }, SLOW_CHECK).unref();
   }
 
   /** @param {any} incoming @param {Request} request @param {unknown} context */
@@ -154,6 +152,17 @@ export class Edge {
     // Nothing would ever end its waiting. Later, as the caller does not have it yet.
     if (this.#destroyed || this.#leaving) setImmediate(() => socket.close(RECONNECT, ENDS));
     return socket;
+  }
+
+  /** A socket's client does not keep up: it is looked at until it does. @param {EdgeSocket} socket */
+  slow(socket) {
+    this.#slow.add(socket);
+    this.#slowTicks ??= setInterval(() => {
+      for (const slow of this.#slow) if (slow.keepsUp()) this.#slow.delete(slow);
+      if (this.#slow.size > 0) return;
+      clearInterval(this.#slowTicks);
+      this.#slowTicks = undefined;
+    }, SLOW_CHECK).unref();
   }
 
   /** Sockets on which this node serves a document to its own clients. @param {string} name */
@@ -195,7 +204,7 @@ export class Edge {
   /** @param {EdgeSocket} socket */
   forget(socket) {
     this.#sockets.delete(socket);
-    this.slow.delete(socket);
+    this.#slow.delete(socket);
   }
 
   /** Its clients are sent to other nodes, and those that still come. */
@@ -1185,10 +1194,11 @@ class EdgeSocket {
   deliver(stream, bytes) {
     if (!this.#observe(bytes)) return;
     // What the socket keeps must not keep a whole drained buffer alive.
+    const { backlog } = this.#client;
     this.#client.sendFrame(bytes, true);
-    if (this.#client.backlog > SLOW) {
+    if (backlog > SLOW) {
       stream.pause(true);
-      this.#edge.slow.add(this);
+      this.#edge.slow(this);
     }
   }
 
@@ -1234,10 +1244,11 @@ class EdgeSocket {
     address.pending = null;
   }
 
-  checkSlow() {
-    if (this.#client.backlog > FAST) return;
-    this.#edge.slow.delete(this);
+  /** Whether its client has read what it was sent, but for a little: its streams get credit again. */
+  keepsUp() {
+    if (this.#client.backlog > FAST) return false;
     for (const stream of this.#streams.values()) stream.pause(false);
+    return true;
   }
 
   /**

@@ -816,7 +816,7 @@ mod tests {
         assert!(!core.serves());
         assert!(core.stop.is_cancelled());
         // JavaScript is told, so that it closes its sockets and sets aside what is not stored.
-        let records = core.inbox.drain().unwrap();
+        let records = core.inbox.drain(usize::MAX).records().unwrap();
         let word = |at: usize| u32::from_ne_bytes(records[at..at + 4].try_into().unwrap());
         let (mut at, mut told) = (0, false);
         while at < records.len() {

@@ -70,6 +70,33 @@ const SEGMENT: usize = 64 * 1024;
 /// instead of this process growing.
 const HIGH: usize = 4 * 1024 * 1024;
 
+/// What [`Inbox::drain`] took.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Drain {
+    /// Nothing waits.
+    Empty,
+    /// What waits is longer than there is room: so many bytes.
+    Needs(usize),
+    /// Records.
+    Records {
+        /// They are whole, and a multiple of four bytes.
+        bytes: Vec<u8>,
+        /// Others wait.
+        more: bool,
+    },
+}
+
+impl Drain {
+    /// The records, if any were taken.
+    #[must_use]
+    pub fn records(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Records { bytes, .. } => Some(bytes),
+            Self::Empty | Self::Needs(_) => None,
+        }
+    }
+}
+
 /// A queue of records with one reader, the JavaScript thread.
 #[derive(Default)]
 pub struct Inbox {
@@ -115,19 +142,28 @@ impl Inbox {
         self.writer().record(kind, link, stream, &[payload]);
     }
 
-    /// Takes the oldest records: about 64 KiB at most. `None` when nothing waits.
+    /// Takes the oldest records: about 64 KiB at most, and `room` in any case.
     ///
     /// The first call of a turn clears the pending flag *before* it takes the lock, so that a
     /// record queued meanwhile wakes JavaScript again.
-    pub fn drain(&self) -> Option<Vec<u8>> {
+    pub fn drain(&self, room: usize) -> Drain {
         self.pending.store(false, Ordering::SeqCst);
         let mut queue = self.lock();
-        let segment = queue.segments.pop_front()?;
+        match queue.segments.front() {
+            Some(segment) if segment.len() > room => return Drain::Needs(segment.len()),
+            _ => {}
+        }
+        let Some(segment) = queue.segments.pop_front() else {
+            return Drain::Empty;
+        };
         queue.bytes -= segment.len();
         if queue.bytes < HIGH {
             self.room.notify_waiters();
         }
-        Some(segment)
+        Drain::Records {
+            bytes: segment,
+            more: !queue.segments.is_empty(),
+        }
     }
 
     /// Waits until JavaScript has caught up enough.
@@ -304,7 +340,7 @@ mod tests {
         drop(sink);
         inbox.push(kind::VIEW, 0, 0, b"");
         assert_eq!(wakes.load(Ordering::SeqCst), 1);
-        let seen = records(&inbox.drain().unwrap());
+        let seen = records(&inbox.drain(usize::MAX).records().unwrap());
         let ids = [1u32.to_ne_bytes(), 2u32.to_ne_bytes()].concat();
         assert_eq!(
             seen,
@@ -321,7 +357,7 @@ mod tests {
                 (kind::VIEW, 0, 0, vec![]),
             ]
         );
-        assert!(inbox.drain().is_none());
+        assert!(inbox.drain(usize::MAX).records().is_none());
         inbox.push(kind::VIEW, 0, 0, b"");
         assert_eq!(wakes.load(Ordering::SeqCst), 2);
     }
@@ -334,13 +370,31 @@ mod tests {
         }
         inbox.push(kind::MESSAGE, 1, 1, &[2; 1 << 20]);
         let mut drained = Vec::new();
-        while let Some(segment) = inbox.drain() {
+        while let Some(segment) = inbox.drain(usize::MAX).records() {
             drained.push(segment.len());
         }
         assert_eq!(
             drained,
             [43 * 1_516, 43 * 1_516, 14 * 1_516, (1 << 20) + 16]
         );
+    }
+
+    #[test]
+    fn records_for_which_there_is_no_room_stay() {
+        let inbox = Inbox::default();
+        assert_eq!(inbox.drain(0), Drain::Empty);
+        inbox.push(kind::MESSAGE, 1, 1, &[1; 5]);
+        assert_eq!(inbox.drain(23), Drain::Needs(24));
+        inbox.push(kind::MESSAGE, 1, 1, &[2; SEGMENT]);
+        let Drain::Records { bytes, more } = inbox.drain(24) else {
+            panic!("records were to be taken");
+        };
+        assert_eq!((bytes.len(), more), (24, true));
+        assert_eq!(inbox.drain(24), Drain::Needs(16 + SEGMENT));
+        assert!(matches!(
+            inbox.drain(usize::MAX),
+            Drain::Records { more: false, .. }
+        ));
     }
 
     #[tokio::test]
@@ -353,7 +407,7 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
-        inbox.drain();
+        let _ = inbox.drain(usize::MAX);
         waiting.await.unwrap();
     }
 }

@@ -208,7 +208,7 @@ mod tests {
         /// The records that wait, each as its names of effects.
         fn records(&self) -> Vec<Vec<String>> {
             let mut records = Vec::new();
-            while let Some(segment) = self.inbox.drain() {
+            while let Some(segment) = self.inbox.drain(usize::MAX).records() {
                 let mut rest = &segment[..];
                 while !rest.is_empty() {
                     let word = |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().unwrap());

@@ -113,7 +113,7 @@ async fn turn(core: Arc<Core>) {
     let mut released = 0;
     while !core.stop.is_cancelled() {
         core.turn();
-        while core.inbox.drain().is_some() {}
+        while core.inbox.drain(usize::MAX).records().is_some() {}
         let epoch = core.snapshot.load().view.epoch;
         if epoch != released {
             released = epoch;

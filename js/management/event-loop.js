@@ -4,8 +4,8 @@ import { performance } from 'node:perf_hooks';
 
 import { Histogram } from './metrics-text.js';
 
-/** ms */
-const PERIOD = 100;
+/** Each look wakes a node that is idle. ms */
+const PERIOD = 250;
 
 /** Upper bounds in seconds. */
 const BUCKETS = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];

@@ -1,18 +1,20 @@
-//! The only code that knows Node: one class per SmartRoute instance, plus the look-up function.
+//! The only code that knows Node: one class per SmartRoute instance, plus plain functions.
 //!
 //! Calls from JavaScript are staged: `flush` takes a turn's records in one call, `drain` answers
-//! what waits. Class methods cost some 400 ns, so none is called per frame.
+//! what waits. Class methods cost some 400 ns, so none is called per frame or turn.
 
+mod function;
 mod health;
 mod lookup;
 mod migrations;
 #[cfg(target_os = "linux")]
 mod poll;
+mod turn;
 mod write;
 
 use std::sync::{Arc, OnceLock};
 
-use napi::bindgen_prelude::{ArrayBuffer, Function, Uint8Array, Unknown};
+use napi::bindgen_prelude::{Function, Uint8Array, Unknown};
 use napi::threadsafe_function::ThreadsafeFunctionCallMode;
 use napi::{Env, JsValue};
 use napi_derive::napi;
@@ -24,19 +26,9 @@ use crate::config::{NodeSpec, Settings};
 use crate::coordinator;
 use crate::error::Error;
 use crate::handle::{Command, Core};
-use crate::link::connection::Link;
-use crate::link::frame::clip;
 use crate::link::mux::Side;
 use crate::link::secrets::Secrets;
 use crate::migrations::Migrations;
-
-/// Kinds of staged records; `js/core.js` writes them.
-mod staged {
-    pub const OPEN: u32 = 1;
-    pub const MESSAGE: u32 = 2;
-    pub const MULTICAST: u32 = 3;
-    pub const CLOSE: u32 = 4;
-}
 
 /// One thread drives every instance of the process: links are a few microseconds of work per
 /// frame, and a second worker would cost more in wake-ups than it saves.
@@ -255,41 +247,14 @@ impl NativeNode {
         .to_string()
     }
 
-    /// Performs the staged records in the first `length` bytes, then writes every link they touch.
-    #[napi(catch_unwind)]
-    pub fn flush(&self, records: &[u8], length: u32) {
-        let mut rest = &records[..(length as usize).min(records.len())];
-        let mut touched: Vec<Arc<Link>> = Vec::new();
-        while let Some((header, after)) = rest.split_at_checked(16) {
-            let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4"));
-            let (kind, link, stream, length) = (word(0), word(4), word(8), word(12) as usize);
-            let Some((payload, _)) = after.split_at_checked(length) else {
-                debug_assert!(false, "record cut short");
-                break;
-            };
-            rest = after.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-            let at = touched.iter().position(|known| known.id == link);
-            let link = match at {
-                Some(at) => &touched[at],
-                None => match self.core.link(link) {
-                    Some(found) => {
-                        touched.push(found);
-                        touched.last().expect("pushed")
-                    }
-                    // The link went away; its streams were told, except for new ones.
-                    None => {
-                        if kind == staged::OPEN {
-                            self.core.refuse_stream(link, stream);
-                        }
-                        continue;
-                    }
-                },
-            };
-            perform(link, kind, stream, payload);
-        }
-        for link in touched {
-            link.flush();
-        }
+    /// A plain function that performs the staged records in the first `length` bytes, then writes
+    /// every link they touch.
+    #[napi(
+        catch_unwind,
+        ts_return_type = "(records: Uint8Array, length: number) => void"
+    )]
+    pub fn flush(&self, env: Env) -> napi::Result<Unknown<'_>> {
+        turn::flush(&env, Arc::clone(&self.core))
     }
 
     /// Sends one message that is too long to stage.
@@ -309,19 +274,15 @@ impl NativeNode {
         }
     }
 
-    /// The oldest records that wait, or null.
-    #[napi(catch_unwind)]
-    pub fn drain<'env>(&self, env: &'env Env) -> napi::Result<Option<ArrayBuffer<'env>>> {
-        self.core.turn();
-        let Some(segment) = self.core.inbox.drain() else {
-            return Ok(None);
-        };
-        // Up to 64 KiB a copy is cheaper than an external buffer with its finalizer.
-        if segment.len() <= 64 * 1024 {
-            ArrayBuffer::copy_from(env, segment).map(Some)
-        } else {
-            ArrayBuffer::from_data(env, segment).map(Some)
-        }
+    /// A plain function that writes the oldest records that wait to `room`, from `at` on. Four
+    /// times how many words that were, and 1 more where others wait; 0: none; below 0: so many
+    /// bytes are needed.
+    #[napi(
+        catch_unwind,
+        ts_return_type = "(room: Uint8Array, at: number) => number"
+    )]
+    pub fn drain(&self, env: Env) -> napi::Result<Unknown<'_>> {
+        turn::drain(&env, Arc::clone(&self.core))
     }
 
     /// Takes over the descriptor of an accepted socket on which a peer asked for a link. The
@@ -434,30 +395,6 @@ impl NativeNode {
 impl Drop for NativeNode {
     fn drop(&mut self) {
         self.core.shut_down();
-    }
-}
-
-fn perform(link: &Link, kind: u32, stream: u32, payload: &[u8]) {
-    match kind & 0xff {
-        staged::OPEN => link.open(stream),
-        staged::MESSAGE => link.send(stream, (kind >> 8) as u8, payload),
-        staged::MULTICAST => {
-            let Some((list, bytes)) = payload.split_at_checked(stream as usize * 4) else {
-                return;
-            };
-            let ids: Vec<u32> = list
-                .chunks_exact(4)
-                .map(|id| u32::from_ne_bytes(id.try_into().expect("4")))
-                .collect();
-            link.multicast(&ids, bytes);
-        }
-        staged::CLOSE => {
-            if let Some((code, reason)) = payload.split_first_chunk::<2>() {
-                let reason = String::from_utf8_lossy(reason);
-                link.close(stream, u16::from_ne_bytes(*code), clip(&reason));
-            }
-        }
-        _ => debug_assert!(false, "unknown staged record {kind}"),
     }
 }
 

@@ -4,14 +4,12 @@
 //! stream around the descriptor. A socket that has nothing queued and takes the frame at once needs
 //! none of that. Every other case is the stream's: the caller hands it what was not taken.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::ptr;
 use std::sync::Arc;
 
 use napi::bindgen_prelude::Unknown;
 use napi::{Env, sys};
 
-use super::lookup::function;
+use super::function::{answer, function, number, with_bytes};
 use crate::handle::Core;
 
 /// First byte of an unfragmented binary message, RFC 6455, section 5.2.
@@ -83,50 +81,17 @@ unsafe extern "C" fn on_write_frame(
     env: sys::napi_env,
     info: sys::napi_callback_info,
 ) -> sys::napi_value {
-    // A panic must not cross into C.
-    let sent = catch_unwind(AssertUnwindSafe(|| {
-        let mut arguments = [ptr::null_mut(); 2];
-        let mut count = arguments.len();
+    let sent = answer(env, info, 0, |_, [socket, payload]| {
         let mut descriptor = -1;
-        let (mut bytes, mut length) = (ptr::null_mut(), 0);
-        // SAFETY: out-pointers are valid, and null where the caller does not ask; at most two
-        // arguments are written. The bytes are alive while the call runs, as its argument.
-        unsafe {
-            sys::napi_get_cb_info(
-                env,
-                info,
-                &raw mut count,
-                arguments.as_mut_ptr(),
-                ptr::null_mut(),
-                ptr::null_mut(),
-            );
-            let known = sys::napi_get_value_int32(env, arguments[0], &raw mut descriptor)
-                == sys::Status::napi_ok
-                && sys::napi_get_typedarray_info(
-                    env,
-                    arguments[1],
-                    ptr::null_mut(),
-                    &raw mut length,
-                    &raw mut bytes,
-                    ptr::null_mut(),
-                    ptr::null_mut(),
-                ) == sys::Status::napi_ok;
-            if !known || descriptor < 0 {
-                return 0;
-            }
-            let payload = if length == 0 {
-                &[][..]
-            } else {
-                std::slice::from_raw_parts(bytes.cast::<u8>(), length)
-            };
-            send(descriptor, payload)
+        // SAFETY: the out-pointer is valid.
+        unsafe { sys::napi_get_value_int32(env, socket, &raw mut descriptor) };
+        if descriptor < 0 {
+            return 0;
         }
-    }))
-    .unwrap_or(0);
-    let mut value = ptr::null_mut();
-    // SAFETY: the out-pointer is valid. On failure the value stays null, which is `undefined`.
-    unsafe { sys::napi_create_double(env, sent as f64, &raw mut value) };
-    value
+        // SAFETY: an argument of this call, and no JavaScript runs in `send`.
+        unsafe { with_bytes(env, payload, |payload| send(descriptor, payload)) }.unwrap_or(0)
+    });
+    number(env, sent as f64)
 }
 
 #[cfg(test)]

@@ -257,7 +257,7 @@ impl Node {
 
     /// Takes what waits.
     pub fn drain(&mut self) {
-        while let Some(segment) = self.core.inbox.drain() {
+        while let Some(segment) = self.core.inbox.drain(usize::MAX).records() {
             self.events.extend(events(&segment));
         }
     }
