@@ -700,7 +700,10 @@ export interface DocumentInfo {
   readonly owner: string;
   /** `'changed'`: open, and being stored or soon to be. */
   readonly state: 'closed' | 'loading' | 'open' | 'changed' | 'unloading';
-  /** Size of its state as a Yjs update; `null` where it is not open. */
+  /**
+   * Size of its state as a Yjs update; `null` where it is not open. Of a document that changes it may be out of date, by a
+   * hundred times what it takes to write the document.
+   */
   readonly bytes: number | null;
   /** Connections by the id of the node that the clients reached. */
   readonly connections: Readonly<Record<string, number>>;

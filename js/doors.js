@@ -7,7 +7,7 @@ import { DocumentCalls } from './calls.js';
 import { ClusterWide } from './cluster-wide.js';
 import { Kind } from './core.js';
 import { DirectConnections } from './direct-connection.js';
-import { INFO, documentInfo } from './document-info.js';
+import { INFO, OWNER, documentInfo } from './document-info.js';
 import { boolean, documentText, integerRule, isSet, readFields, shown, textRule, wrong } from './rules.js';
 import { Placement } from './placement.js';
 import { PublicUrls } from './redirect.js';
@@ -84,6 +84,7 @@ export class Doors {
     });
     this.#publicUrls = new PublicUrls(this.#requests, context.options, (nodeId) => context.edge.publicUrlLearned(nodeId));
     this.#documents.handle(INFO, documentInfo(instance, nodeId()));
+    this.#documents.handle(OWNER, async () => nodeId());
     this.#documents.handle(STATELESS, (name, payload) => {
       const document = instance.documents.get(name);
       document?.broadcastStateless(String(payload));
@@ -180,6 +181,11 @@ export class Doors {
 
   getDocumentInfo(documentName, options) {
     return this.#own(documentText(documentName, 'documentName'), INFO, null, timeoutOf(options, CALL));
+  }
+
+  /** Id of the node that serves a document. @param {string} name @param {number} timeout ms @returns {Promise<string>} */
+  ownerOf(name, timeout) {
+    return this.#own(name, OWNER, null, timeout);
   }
 
   broadcastStateless(documentName, payload, options) {

@@ -138,7 +138,7 @@ export class Moves {
       // The owner answers once it serves the document; until then its former one does.
       for (;;) {
         const left = Math.max(1, Math.ceil(deadline - performance.now()));
-        const { owner } = await doors.getDocumentInfo(name, { timeout: left });
+        const owner = await doors.ownerOf(name, left);
         if (owner === nodeId) return;
         if (router.pins[name] !== nodeId) throw new SmartRouteError(codes.MOVING, `${name} has gone on to ${router.pins[name] ?? owner}`);
         if (performance.now() > deadline) throw this.#late(name, node.node.id);

@@ -13,6 +13,9 @@ import { timeOf, token, writerOf } from './check.mjs';
 /** How many edits a visitor makes. */
 const VISIT = { least: 10, most: 40 };
 
+/** Each of a crowd hears of all its edits: at the rate of the others that would be the load. */
+const CROWD_RATE = 0.1;
+
 let plan;
 let typing = false;
 /** Everybody who was ever here. @type {Client[]} */
@@ -104,7 +107,8 @@ class Client {
   }
 
   #schedule() {
-    const interval = (1000 / plan.rate) * (0.5 + this.random());
+    const rate = this.documentNumber === plan.crowd ? plan.rate * CROWD_RATE : plan.rate;
+    const interval = (1000 / rate) * (0.5 + this.random());
     this.#timer = setTimeout(() => {
       if (typing && !this.visitOver && this.syncedAt.length > 0) this.#type();
       if (!this.visitOver) this.#schedule();

@@ -140,7 +140,8 @@ async function connect(options, nodes, people) {
     people.push(child);
   }
   await Promise.all(people.map((child, process) => child.call('connect', {
-    plan: { url: `ws://127.0.0.1:${nodes.balancer.port}`, rate: options.rate, seed: options.seed, clients, process, processes },
+    plan: { url: `ws://127.0.0.1:${nodes.balancer.port}`, rate: options.rate, seed: options.seed, clients, process, processes,
+      crowd: FAULTS[options.fault].crowd ? 0 : null },
     assigned: assigned.filter(({ index }) => index % processes === process),
     limit,
     // A provider that has heard nothing for 30 s gives its socket up: so much may not be on its way at once.

@@ -36,7 +36,7 @@ export const HELP = `usage: npm run chaos -- --fault NAME [options]
   --store NAME     where SmartRoute agrees on members: ${STORES.join(', ')} (default: ${DEFAULTS.store})
   --database NAME  what nodes store: ${DATABASES.join(', ')}; json makes any second load double the content (default: ${DEFAULTS.database})
   --nodes N, --clients N, --documents N, --rate N
-                   rate is edits per second and client (default: ${DEFAULTS.nodes}, ${DEFAULTS.clients}, ${DEFAULTS.documents}, ${DEFAULTS.rate})
+                   rate is edits per second and client, of large's crowd a tenth (default: ${DEFAULTS.nodes}, ${DEFAULTS.clients}, ${DEFAULTS.documents}, ${DEFAULTS.rate})
   --visitors PART  of the clients close the tab as soon as all is acknowledged, and others come (default: ${DEFAULTS.visitors};
                    ${others('visitors')})
   --duration S     typing besides the fault, half of it before (default: ${DEFAULTS.duration})
