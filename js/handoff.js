@@ -77,7 +77,7 @@ export function readMarker(bytes) {
  * @property {(document: any) => boolean} isUnsaved its last store failed
  * @property {(document: any) => number} awaits how many clients are on their way to it
  * @property {(name: string) => void} leaves a document is not in memory any more: its direct connections follow it
- * @property {(name: string, update: Uint8Array) => void} setAside keeps a state until the owner of its document has it
+ * @property {(name: string, updates: Uint8Array[]) => void} setAside keeps edits until the owner of their document has them
  * @property {() => void} changed what is held here is not what it was
  * @property {(document: object) => void} stays a document that was sealed has not left
  * @property {(event: string, details: object) => void} tell the application
@@ -99,8 +99,10 @@ class Outgoing {
   sent = 0;
   taken = 0;
   frames = 0;
-  /** What is not stored of a document that has left, until the other node says that it serves it. @type {Uint8Array | null} */
-  unstoredState = null;
+  /** What was sent: the state, and each change after it. @type {Uint8Array[]} */
+  updates = [];
+  /** What is not stored of a document that has left, until the other node says that it serves it. @type {Uint8Array[] | null} */
+  unstoredUpdates = null;
   /** @type {((update: Uint8Array) => void) | null} */
   onUpdate = null;
   more = () => {};
@@ -301,7 +303,11 @@ export class Handoffs {
     };
     outgoing.stream = stream;
     const state = encodeStateAsUpdate(document);
-    outgoing.onUpdate = (update) => stream.send(Kind.Delta, update);
+    outgoing.updates = [state];
+    outgoing.onUpdate = (update) => {
+      outgoing.updates.push(update);
+      stream.send(Kind.Delta, update);
+    };
     document.on('update', outgoing.onUpdate);
     const meta = this.#metaOf(document);
     stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, size: state.length, gap: hasGap(document), meta }));
@@ -333,7 +339,7 @@ export class Handoffs {
 
   /** @param {Outgoing} outgoing @param {number} kind @param {Uint8Array} bytes */
   #heard(outgoing, kind, bytes) {
-    if (kind === Kind.Taken) outgoing.unstoredState = null;
+    if (kind === Kind.Taken) outgoing.unstoredUpdates = null;
     if (outgoing.ended) return;
     switch (kind) {
       case Kind.More:
@@ -347,11 +353,11 @@ export class Handoffs {
   }
 
   #lost(outgoing, reason) {
-    const { stream, unstoredState } = outgoing;
+    const { stream, unstoredUpdates } = outgoing;
     outgoing.stream = null;
     outgoing.more();
     // It has left, and whether it has arrived nobody knows.
-    if (stream !== null && unstoredState !== null) this.#context.setAside(outgoing.name, unstoredState);
+    if (stream !== null && unstoredUpdates !== null) this.#context.setAside(outgoing.name, unstoredUpdates);
     if (!outgoing.ended) this.#say(outgoing, 'failed', { reason: `the way to ${outgoing.to} was lost: ${reason}` });
   }
 
@@ -376,7 +382,10 @@ export class Handoffs {
     document.flush?.();
     const dirty = outgoing.unstored || isToBeStored(instance, document) || isUnsaved(document);
     const vector = encodeStateVector(document);
-    if (dirty) outgoing.unstoredState = encodeStateAsUpdate(document);
+    // To write it once more would hold up a large document's node just when its clients wait. What waits for something
+    // that is missing is told by no event.
+    if (dirty) outgoing.unstoredUpdates = hasGap(document) ? [encodeStateAsUpdate(document)] : outgoing.updates;
+    outgoing.updates = [];
     /** @type {Map<any, Marker>} */
     const markers = new Map();
     let clients = awaits(document);
@@ -452,6 +461,7 @@ export class Handoffs {
 
   /** @param {Outgoing} outgoing */
   #forget(outgoing) {
+    outgoing.updates = [];
     outgoing.ended = true;
     outgoing.more();
     this.#outgoing.delete(outgoing.id);

@@ -37,6 +37,9 @@ const CHANGED = 64 * 1024 * 1024;
 /** Handoffs that wait for their view, or are on their way, at a time. */
 const AT_ONCE = 4_096;
 
+/** From so many bytes on a state takes a while. */
+const LARGE = 1024 * 1024;
+
 /**
  * @typedef {object} ImportsContext
  * @property {import('./core.js').Core} core
@@ -90,7 +93,9 @@ export class Imports {
     if (this.#copies) {
       const copy = new document.constructor(document.name, {}, { flushDelay: false });
       try {
+        await breath(state);
         applyUpdate(copy, state, MOVED);
+        await breath(state);
         await run({ ...payload, document: copy }, null);
       } finally {
         copy.destroy();
@@ -437,6 +442,11 @@ class Import {
     this.meta = meta;
     this.state = new Uint8Array(size);
   }
+}
+
+/** Between two things of which each takes as long as a large document does, others have a turn. @param {Uint8Array} state */
+async function breath(state) {
+  if (state.length > LARGE) await new Promise((resolve) => void setImmediate(resolve));
 }
 
 /** Of changes that the old owner has seen and stored, or says that are to be. */

@@ -390,7 +390,7 @@ export class SmartRoute extends EventEmitter {
       isUnsaved: (document) => this.#fence.isUnsaved(document),
       awaits: (document) => this.#imports.awaits(document),
       leaves: (name) => this.#doors?.released(name),
-      setAside: (name, update) => this.#fence.setAside(name, [update]),
+      setAside: (name, updates) => this.#fence.setAside(name, updates),
       changed: () => {
         changed();
         this.#doors?.rightChanged();
