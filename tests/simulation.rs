@@ -485,6 +485,43 @@ fn redis_away_stops_nothing() {
     }
 }
 
+/// Rule 4, beside: Redis goes away while a view is on its way. Those that have it and those that have
+/// not go on with what both views give them.
+#[test]
+fn redis_away_between_two_views_stops_nothing() {
+    let mut between = 0;
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4, None, true);
+        for node in 0..3 {
+            world.plan(10 * node as u64, Op::Start(node));
+        }
+        world.run(2 * LEASE);
+        world.plan(0, Op::Start(3));
+        // From when n0 knows of the newcomer: before the others do, at the same time, or later.
+        let epoch = world.epoch(0);
+        while world.epoch(0) < epoch + 1 + seed % 2 {
+            world.run(10);
+        }
+        world.run(seed * 7 % 50);
+        for node in 0..4 {
+            world.part(0, node, STORE);
+        }
+        world.run(LEASE / 2);
+        let epochs: Vec<_> = (0..3).map(|node| world.epoch(node)).collect();
+        let apart = epochs.iter().any(|epoch| *epoch != epochs[0]);
+        between += usize::from(apart);
+        for node in 0..3 {
+            let idle = world.idle_seconds(3 * LEASE, node);
+            assert_eq!(idle, [0; 0], "seed {seed}, n{node}: {epochs:?}");
+        }
+        world.plan(0, Op::MendAll);
+        world.run(4 * LEASE);
+        assert_eq!(world.violation, None);
+        world.whole().unwrap();
+    }
+    assert!(between >= 3, "{between} of 30 were between two views");
+}
+
 /// Rule 4: while Redis is away a crashed node that restarts takes its place in the frozen view, and
 /// serves. With another member dead it may not, for that one may have expired it.
 #[test]

@@ -14,8 +14,10 @@
 //! - **Frozen** (4): a node that has received no reply for `silence` is *sealed*: no request of it,
 //!   even one still on its way, can change the view, for the registry takes only requests that
 //!   follow its last reply by less than `L/6`. A node goes on past its deadline while every other
-//!   member is sealed, by an answer to a question asked within `h`, at the same view, or has been
-//!   provably gone for as long as its last request can have been effective. "Cannot reach the
+//!   member is sealed, by an answer to a question asked within `h`, at the same view or beside it, or has been
+//!   provably gone for as long as its last request can have been effective. *Beside*: the registry went
+//!   away while a view was on its way, one of the two has it, and the later of their views has admitted
+//!   both. It cannot have settled without both, and what would follow it neither will report. "Cannot reach the
 //!   store" alone is not enough, for a request whose *reply* was lost may have expired us. For the
 //!   same reason the dead count only if the condition has held from the deadline on without a gap:
 //!   a node that was past its deadline once without it may have been expired by one that died.
@@ -149,7 +151,7 @@ struct Peer {
     incarnation: u64,
     /// When the latest question that it answered was asked.
     heard: Option<Duration>,
-    /// The same for the latest answer "sealed" at our view.
+    /// The same for the latest answer "sealed" at our view or beside it.
     sealed: Option<Duration>,
     /// The same for the latest answer "reaches the registry".
     reaches: Option<Duration>,

@@ -1,5 +1,6 @@
 //! What the machine says to its peers, and what it makes of their words.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::{Effect, Members, Plea, Report, Standing, Vouch, is_admitted, millis};
@@ -21,6 +22,7 @@ impl Members {
             hash,
             released: self.released >= epoch && !self.holds_back(now),
             sealed: false,
+            admits: false,
             reaches: self
                 .last_reply
                 .is_some_and(|at| now < at + self.config.period() * 2),
@@ -102,6 +104,12 @@ impl Members {
             Some(Rule::Asked) => echo.map(|_| now),
             _ => echo,
         };
+        // Of the two views the later one has both.
+        let beside = match report.epoch.cmp(&epoch) {
+            Ordering::Less => !joining,
+            Ordering::Equal => false,
+            Ordering::Greater => report.admits,
+        };
         let peer = self.peers.entry(from.to_owned()).or_default();
         peer.incarnation = report.incarnation;
         // The one we vouched for has taken the place; the accusation was of its predecessor. What
@@ -115,7 +123,7 @@ impl Members {
         if let Some(echo) = echo {
             let first = peer.heard.is_none();
             peer.heard = peer.heard.max(Some(echo));
-            if report.sealed && same {
+            if report.sealed && (same || beside) {
                 peer.sealed = peer.sealed.max(Some(echo));
             }
             if report.reaches {
@@ -137,6 +145,7 @@ impl Members {
                 }
                 let mut answer = self.report(now, report.incarnation);
                 answer.sealed = sealed;
+                answer.admits = !joining;
                 answer.echo = Some(ask);
                 effects.push(Effect::Tell {
                     to: from.to_owned(),

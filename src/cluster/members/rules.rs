@@ -81,8 +81,8 @@ impl Members {
         (since + effective, confirmed + self.config.patience())
     }
 
-    /// Every other member is alive and sealed at our view: whoever took our place would need a
-    /// report of one of them at a later view.
+    /// Every other member is alive and sealed at our view or beside it: whoever took our place would
+    /// need a report of one of them at a view that is later than both.
     pub(super) fn all_sealed(&self, now: Duration) -> bool {
         self.others()
             .all(|(id, member)| now < self.sealed_until(id, member))

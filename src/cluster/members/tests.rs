@@ -415,6 +415,7 @@ fn another_view_of_our_epoch_stops_us_until_a_renewal() {
         hash: hash + 1,
         released: true,
         sealed: false,
+        admits: false,
         reaches: true,
         ask: None,
         echo: None,

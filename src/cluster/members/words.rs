@@ -28,6 +28,9 @@ pub struct Report {
     /// An answer only: no request of the sender can change the registry's view any more.
     #[serde(default)]
     pub sealed: bool,
+    /// An answer only: the sender's view has admitted the process that asked.
+    #[serde(default)]
+    pub admits: bool,
     /// The sender had a reply from the registry of late, and can relay a heartbeat.
     #[serde(default)]
     pub reaches: bool,
