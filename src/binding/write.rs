@@ -13,6 +13,7 @@ use super::function::{answer, function, number, with_bytes};
 use crate::handle::Core;
 
 /// First byte of an unfragmented binary message, RFC 6455, section 5.2.
+#[cfg(any(target_os = "linux", test))]
 const BINARY: u8 = 0x82;
 
 /// `(descriptor: number, payload: Uint8Array) => number`: sends the payload as one WebSocket message.
@@ -22,6 +23,7 @@ pub fn write_frame<'env>(env: &Env, core: Arc<Core>) -> napi::Result<Unknown<'en
 }
 
 /// The header of a message that a server sends, and its length; RFC 6455, section 5.2.
+#[cfg(any(target_os = "linux", test))]
 fn header(length: usize) -> ([u8; 10], usize) {
     let mut header = [0; 10];
     header[0] = BINARY;
