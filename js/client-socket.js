@@ -6,19 +6,17 @@
  * behind a proxy, at whose price each of them is looked at here once.
  */
 
-import { Buffer } from 'node:buffer';
-
 const OPEN = 1;
+
+/** An unfragmented binary message, as the library frames it. */
+const BINARY = Object.freeze({ fin: true, opcode: 2 });
 
 export class ClientSocket {
   #incoming;
   #send;
   #write;
-  /** The library's own object, its sender and its TCP socket. @type {Plain | null} */
+  /** @type {Plain | null} */
   #plain;
-  /** What the descriptor belongs to: gone, and its number another's, as soon as the socket is destroyed. @type {any} */
-  #handle = null;
-  #descriptor = -1;
 
   /**
    * @param {any} incoming what `handleConnection` was given
@@ -29,17 +27,11 @@ export class ClientSocket {
     this.#send = incoming.send.bind(incoming);
     this.#write = write;
     this.#plain = plainOf(incoming);
-    const handle = this.#plain?.socket._handle;
-    if (typeof handle?.fd === 'number' && handle.fd >= 0) {
-      this.#handle = handle;
-      this.#descriptor = handle.fd;
-    }
   }
 
   /** Bytes that the client's system has not taken yet. */
   get backlog() {
-    const plain = this.#plain;
-    return plain === null ? (this.#incoming.bufferedAmount ?? 0) : plain.socket.writableLength + plain.sender._bufferedBytes;
+    return (this.#plain?.real ?? this.#incoming).bufferedAmount ?? 0;
   }
 
   /**
@@ -50,17 +42,17 @@ export class ClientSocket {
    */
   sendFrame(bytes, borrowed = false) {
     const plain = this.#plain;
-    if (plain === null || this.#descriptor === -1 || !isIdle(plain) || plain.socket._handle !== this.#handle) {
+    if (plain === null || !isIdle(plain)) {
       return this.#send(borrowed && this.backlog > 0 ? bytes.slice() : bytes);
     }
-    const header = headerLength(bytes.length);
-    const sent = this.#write(this.#descriptor, bytes);
-    if (sent === header + bytes.length) return;
+    const sent = this.#write(plain.descriptor, bytes);
+    if (sent === headerLength(bytes.length) + bytes.length) return;
     const kept = borrowed ? bytes.slice() : bytes;
     // Nothing left: full, or an error that the socket will tell of when it writes.
     if (sent === 0) return this.#send(kept);
-    if (sent < header) plain.socket.write(headerOf(kept.length).subarray(sent));
-    plain.socket.write(kept.subarray(Math.max(0, sent - header)));
+    const [header] = plain.sender.constructor.frame(kept, BINARY);
+    if (sent < header.length) plain.socket.write(header.subarray(sent));
+    plain.socket.write(kept.subarray(Math.max(0, sent - header.length)));
   }
 
   /**
@@ -74,40 +66,39 @@ export class ClientSocket {
   }
 }
 
-/** @typedef {{ real: any, sender: any, socket: import('node:net').Socket & { _handle: any } }} Plain */
+/**
+ * The library's own object, its sender, its TCP socket, and what the descriptor belongs to: gone, and its number
+ * another's, as soon as the socket is destroyed.
+ * @typedef {{ real: any, sender: any, socket: import('node:net').Socket & { _handle: any }, handle: any, descriptor: number }} Plain
+ */
 
 /**
- * A socket of the library `ws` that sends as it is told: no compression, nobody in between.
+ * A socket of the library `ws` that sends as it is told: no compression, nobody in between. None on Windows, where
+ * sockets have no descriptor.
  *
  * @param {any} incoming
  * @returns {Plain | null}
  */
 function plainOf(incoming) {
   const { _sender: sender, _socket: socket, _extensions: extensions } = incoming;
-  if (!Array.isArray(sender?._queue) || typeof sender._bufferedBytes !== 'number') return null;
+  if (!Array.isArray(sender?._queue) || typeof sender.constructor.frame !== 'function') return null;
   if (sender._socket !== socket || socket?.writableLength === undefined || socket.encrypted === true) return null;
   if (extensions === undefined || Object.keys(extensions).length > 0) return null;
+  const handle = socket._handle;
+  if (!(handle?.fd >= 0)) return null;
   // The library keeps itself with the TCP socket.
   for (const key of Object.getOwnPropertySymbols(socket)) {
     const real = socket[key];
-    if (real?._sender === sender && !Object.hasOwn(real, 'send') && real._isServer === true) return { real, sender, socket };
+    if (real?._sender === sender && !Object.hasOwn(real, 'send') && real._isServer === true) {
+      return { real, sender, socket, handle, descriptor: handle.fd };
+    }
   }
   return null;
 }
 
 /** Whether the library would write at once. @param {Plain} plain */
-const isIdle = ({ real, sender, socket }) => real.readyState === OPEN && sender._queue.length === 0
-  && socket.writableLength === 0 && !socket.destroyed;
+const isIdle = ({ real, sender, socket, handle }) => real.readyState === OPEN && sender._queue.length === 0
+  && socket.writableLength === 0 && socket._handle === handle;
 
 /** RFC 6455, section 5.2. @param {number} length */
 const headerLength = (length) => (length < 126 ? 2 : length < 65_536 ? 4 : 10);
-
-/** The header of a binary message. @param {number} length */
-function headerOf(length) {
-  const header = Buffer.alloc(headerLength(length));
-  header[0] = 0x82;
-  header[1] = header.length === 2 ? length : header.length === 4 ? 126 : 127;
-  if (header.length === 4) header.writeUInt16BE(length, 2);
-  if (header.length === 10) header.writeBigUInt64BE(BigInt(length), 2);
-  return header;
-}

@@ -385,7 +385,6 @@ export class Handoffs {
     // To write it once more would hold up a large document's node just when its clients wait. What waits for something
     // that is missing is told by no event.
     if (dirty) outgoing.unstoredUpdates = hasGap(document) ? [encodeStateAsUpdate(document)] : outgoing.updates;
-    outgoing.updates = [];
     /** @type {Map<any, Marker>} */
     const markers = new Map();
     let clients = awaits(document);
