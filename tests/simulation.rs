@@ -560,6 +560,28 @@ fn a_peer_relays_heartbeats() {
     assert!(world.is_member(0));
 }
 
+/// Redis is back, empty, and only one node reaches it: it relays for the others, who have gone on by
+/// its word, before that word runs out; none of them relays for another, though all are renewed.
+#[test]
+fn the_first_that_reaches_the_store_again_relays_for_all() {
+    for seed in 1..=50 {
+        let mut world = World::formed(seed, 5, None);
+        for node in 0..5 {
+            world.part(0, node, STORE);
+        }
+        world.run(2 * LEASE);
+        // Empty, so that its first view is another one, and those that lack it ask as fast as they may.
+        world.plan(0, Op::Flush);
+        world.mend(0, 4, STORE);
+        for tenth in 0..LEASE / 20 {
+            world.run(100);
+            let idle = (0..5).find(|node| !world.is_serving(*node));
+            assert_eq!(idle, None, "seed {seed}, after {} ms", tenth * 100);
+        }
+        assert_eq!(world.violation, None);
+    }
+}
+
 /// A node whose JavaScript hangs stops renewing and loses its documents (rule 1).
 #[test]
 fn a_hung_node_is_out_and_comes_back() {

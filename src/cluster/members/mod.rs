@@ -153,7 +153,7 @@ struct Peer {
     heard: Option<Duration>,
     /// The same for the latest answer "sealed" at our view or beside it.
     sealed: Option<Duration>,
-    /// The same for the latest answer "reaches the registry".
+    /// When it last said that it reaches the registry.
     reaches: Option<Duration>,
     /// View that it last reported to hold only its own under.
     released: Option<(u64, u64)>,
@@ -204,6 +204,8 @@ pub struct Members {
     sent: BTreeMap<u64, Sent>,
     last_sent: Option<Duration>,
     last_reply: Option<Duration>,
+    /// The same for a reply that no peer passed on.
+    last_direct: Option<Duration>,
     next_beat: Duration,
     next_ask: Duration,
     /// A JavaScript turn ended since the last heartbeat (rule 1).
@@ -272,6 +274,7 @@ impl Members {
             sent: BTreeMap::new(),
             last_sent: None,
             last_reply: None,
+            last_direct: None,
             next_beat: Duration::MAX,
             next_ask: Duration::MAX,
             turned: true,

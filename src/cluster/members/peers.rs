@@ -23,9 +23,8 @@ impl Members {
             released: self.released >= epoch && !self.holds_back(now),
             sealed: false,
             admits: false,
-            reaches: self
-                .last_reply
-                .is_some_and(|at| now < at + self.config.period() * 2),
+            // Whoever is renewed through others only can relay nothing.
+            reaches: !self.is_overdue(self.last_direct, now),
             ask: None,
             echo: None,
         }
@@ -126,10 +125,15 @@ impl Members {
             if report.sealed && (same || beside) {
                 peer.sealed = peer.sealed.max(Some(echo));
             }
-            if report.reaches {
-                peer.reaches = peer.reaches.max(Some(echo));
-            }
             if joining && first {
+                self.hurry(now);
+            }
+        }
+        let peer = self.peers.entry(from.to_owned()).or_default();
+        if report.reaches {
+            let before = peer.reaches.replace(now);
+            // Somebody can relay again.
+            if self.is_overdue(before, now) && self.is_overdue(self.last_direct, now) {
                 self.hurry(now);
             }
         }

@@ -18,6 +18,11 @@ impl Members {
         )
     }
 
+    /// Nothing came since then where a reply should have.
+    pub(super) fn is_overdue(&self, last: Option<Duration>, now: Duration) -> bool {
+        last.is_none_or(|at| now >= at + self.config.period() * 2)
+    }
+
     /// Asks for a heartbeat as soon as spacing allows.
     pub(super) fn hurry(&mut self, now: Duration) {
         if !self.asks() {
@@ -42,10 +47,7 @@ impl Members {
         let request = self.number(now, None);
         self.last_sent = Some(now);
         self.next_beat = now + self.config.period();
-        let unanswered = self
-            .last_reply
-            .is_none_or(|at| now >= at + self.config.period() * 2);
-        if unanswered && self.standing != Standing::Joining {
+        if self.is_overdue(self.last_direct, now) && self.standing != Standing::Joining {
             let reaches = |peer: &Peer| {
                 peer.reaches
                     .is_some_and(|at| now < at + self.config.patience())
@@ -168,6 +170,13 @@ impl Members {
         };
         self.as_of = self.as_of.max(reply.now);
         self.last_reply = Some(now);
+        if from.is_none() {
+            if self.is_overdue(self.last_direct, now) {
+                // Others may have waited for somebody who can relay.
+                self.next_ask = self.next_ask.min(now);
+            }
+            self.last_direct = Some(now);
+        }
         // Overtaken by a renewal: it tells of a time before.
         let overtaken = reply.seq < self.renewed_by;
         match reply.outcome {

@@ -349,7 +349,7 @@ fn a_relayed_reply_counts_only_from_the_peer_that_was_asked_to_relay() {
     // It reaches the registry, and we have not of late.
     (peer.heard, peer.reaches) = (Some(now), Some(now));
     node.machine.peers.insert(b.clone(), peer);
-    node.machine.last_reply = None;
+    node.machine.last_direct = None;
     node.machine.next_beat = now;
     node.effects.clear();
     node.take(Event::JsTurn);

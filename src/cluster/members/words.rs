@@ -31,7 +31,7 @@ pub struct Report {
     /// An answer only: the sender's view has admitted the process that asked.
     #[serde(default)]
     pub admits: bool,
-    /// The sender had a reply from the registry of late, and can relay a heartbeat.
+    /// The sender had a reply from the registry of late, through nobody else, and can relay a heartbeat.
     #[serde(default)]
     pub reaches: bool,
     /// A question: to be answered at once with this in `echo`.
