@@ -26,6 +26,6 @@ test('kill -9 of the old owner, the new one or an edge at every step of a handof
 test('options of steps that mean nothing are refused with their name', () => {
   assert.throws(() => parse(['--fault', 'kill-step', '--step', 'lunch']), /--step: "lunch" is none of/);
   assert.throws(() => parse(['--fault', 'kill-step', '--side', 'left']), /--side: "left" is none of/);
-  assert.throws(() => parse(['--fault', 'kill-step', '--database', 'json']), /needs --database yjs/);
+  assert.throws(() => parse(['--fault', 'kill-step', '--database', 'json']), /not with --database json/);
   assert.throws(() => parse(['--fault', 'kill', '--step', 'sealed']), /--step is for --fault kill-step/);
 });

@@ -17,10 +17,12 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { Kind } from './core.js';
 import { clientsOf, end, isStoring, isToBeStored, isWorking, requestOf, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
+import { piecesOf, rest } from './pieces.js';
 import { describe } from './request.js';
 import { encodeStateAsUpdate, encodeStateVector, hasGap } from './yjs.js';
 
 const decoder = new TextDecoder();
+const NOTHING = new Uint8Array();
 
 /** How often something that Hocuspocus does is looked at. ms */
 const LOOK = 5;
@@ -83,6 +85,15 @@ export function readMarker(bytes) {
  * @property {(event: string, details: object) => void} tell the application
  */
 
+const message = new Uint8Array(4 + CHUNK);
+
+/** It is copied before the next one. @param {number} left how much of the piece follows @param {Uint8Array} chunk */
+function stateMessage(left, chunk) {
+  new DataView(message.buffer).setUint32(0, left);
+  message.set(chunk, 4);
+  return message.subarray(0, 4 + chunk.length);
+}
+
 /** A document on its way to another node. */
 class Outgoing {
   ended = false;
@@ -99,10 +110,8 @@ class Outgoing {
   sent = 0;
   taken = 0;
   frames = 0;
-  /** What was sent: the state, and each change after it. @type {Uint8Array[]} */
-  updates = [];
-  /** What is not stored of a document that has left, until the other node says that it serves it. @type {Uint8Array[] | null} */
-  unstoredUpdates = null;
+  /** Has left with something that is not stored, and the other node has not said yet that it serves it. */
+  owed = false;
   /** @type {((update: Uint8Array) => void) | null} */
   onUpdate = null;
   more = () => {};
@@ -302,25 +311,34 @@ export class Handoffs {
       close: (code, reason) => core.close(link, id, code, reason),
     };
     outgoing.stream = stream;
-    const state = encodeStateAsUpdate(document);
-    outgoing.updates = [state];
-    outgoing.onUpdate = (update) => {
-      outgoing.updates.push(update);
-      stream.send(Kind.Delta, update);
-    };
+    outgoing.onUpdate = (update) => stream.send(Kind.Delta, update);
     document.on('update', outgoing.onUpdate);
     const meta = this.#metaOf(document);
-    stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, size: state.length, gap: hasGap(document), meta }));
-    for (let at = 0; at < state.length; at += CHUNK) {
+    stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, gap: hasGap(document), meta }));
+    let began = performance.now();
+    for (const piece of piecesOf(document)) {
+      await this.#sendPiece(outgoing, piece);
+      if (outgoing.ended) return;
+      await rest(began);
+      began = performance.now();
+    }
+    await this.#sendPiece(outgoing, NOTHING);
+  }
+
+  /** @param {Outgoing} outgoing @param {Uint8Array} piece */
+  async #sendPiece(outgoing, piece) {
+    let left = piece.length;
+    do {
       while (outgoing.sent - outgoing.taken > WINDOW && !outgoing.ended) {
         await new Promise((resolve) => { outgoing.more = () => resolve(undefined); });
       }
       if (outgoing.ended) return;
-      const chunk = state.subarray(at, at + CHUNK);
-      stream.send(Kind.State, chunk);
+      const chunk = piece.subarray(piece.length - left).subarray(0, CHUNK);
+      left -= chunk.length;
+      outgoing.stream?.send(Kind.State, stateMessage(left, chunk));
       outgoing.sent += chunk.length;
       this.#say(outgoing, 'sent', { bytes: outgoing.sent });
-    }
+    } while (left > 0);
   }
 
   /** What hooks that load a document are told of whoever opened it. */
@@ -339,7 +357,7 @@ export class Handoffs {
 
   /** @param {Outgoing} outgoing @param {number} kind @param {Uint8Array} bytes */
   #heard(outgoing, kind, bytes) {
-    if (kind === Kind.Taken) outgoing.unstoredUpdates = null;
+    if (kind === Kind.Taken) outgoing.owed = false;
     if (outgoing.ended) return;
     switch (kind) {
       case Kind.More:
@@ -353,11 +371,11 @@ export class Handoffs {
   }
 
   #lost(outgoing, reason) {
-    const { stream, unstoredUpdates } = outgoing;
+    const { stream, owed, document } = outgoing;
     outgoing.stream = null;
     outgoing.more();
     // It has left, and whether it has arrived nobody knows.
-    if (stream !== null && unstoredUpdates !== null) this.#context.setAside(outgoing.name, unstoredUpdates);
+    if (stream !== null && owed) this.#context.setAside(outgoing.name, [encodeStateAsUpdate(document)]);
     if (!outgoing.ended) this.#say(outgoing, 'failed', { reason: `the way to ${outgoing.to} was lost: ${reason}` });
   }
 
@@ -382,9 +400,7 @@ export class Handoffs {
     document.flush?.();
     const dirty = outgoing.unstored || isToBeStored(instance, document) || isUnsaved(document);
     const vector = encodeStateVector(document);
-    // To write it once more would hold up a large document's node just when its clients wait. What waits for something
-    // that is missing is told by no event.
-    if (dirty) outgoing.unstoredUpdates = hasGap(document) ? [encodeStateAsUpdate(document)] : outgoing.updates;
+    outgoing.owed = dirty;
     /** @type {Map<any, Marker>} */
     const markers = new Map();
     let clients = awaits(document);
@@ -460,7 +476,6 @@ export class Handoffs {
 
   /** @param {Outgoing} outgoing */
   #forget(outgoing) {
-    outgoing.updates = [];
     outgoing.ended = true;
     outgoing.more();
     this.#outgoing.delete(outgoing.id);

@@ -16,6 +16,7 @@
 import { Kind } from './core.js';
 import { awarenessGone } from './frames.js';
 import { end, socketOf, storeSoon, takeOut } from './hocuspocus.js';
+import { rest } from './pieces.js';
 import { readMeta, rebuild } from './request.js';
 import { applyUpdate, hasGap } from './yjs.js';
 
@@ -37,9 +38,6 @@ const CHANGED = 64 * 1024 * 1024;
 /** Handoffs that wait for their view, or are on their way, at a time. */
 const AT_ONCE = 4_096;
 
-/** From so many bytes on a state takes a while. */
-const LARGE = 1024 * 1024;
-
 /**
  * @typedef {object} ImportsContext
  * @property {import('./core.js').Core} core
@@ -56,7 +54,7 @@ export class Imports {
   #context;
   /** @type {Set<Import>} */
   #running = new Set();
-  /** States that wait for Hocuspocus to make their document. @type {Map<string, Uint8Array>} */
+  /** States that wait for Hocuspocus to make their document. @type {Map<string, Uint8Array[]>} */
   #states = new Map();
   /** Documents that nobody may be served from yet. @type {Map<object, Import>} */
   #kept = new Map();
@@ -89,13 +87,11 @@ export class Imports {
 
   async #loadWith(state, payload, run) {
     const { document } = payload;
-    applyUpdate(document, state, MOVED);
+    await applyAll(state, (piece) => applyUpdate(document, piece, MOVED));
     if (this.#copies) {
       const copy = new document.constructor(document.name, {}, { flushDelay: false });
       try {
-        await breath(state);
-        applyUpdate(copy, state, MOVED);
-        await breath(state);
+        await applyAll(state, (piece) => applyUpdate(copy, piece, MOVED));
         await run({ ...payload, document: copy }, null);
       } finally {
         copy.destroy();
@@ -214,16 +210,8 @@ export class Imports {
   /** @param {Import} running @param {number} kind @param {Uint8Array} bytes */
   #heard(running, kind, bytes) {
     switch (kind) {
-      case Kind.State: {
-        if (running.received + bytes.length > running.size) return running.stream.close(1002, 'SmartRoute: a state longer than it was said to be');
-        running.state.set(bytes, running.received);
-        running.received += bytes.length;
-        const taken = new Uint8Array(4);
-        new DataView(taken.buffer).setUint32(0, bytes.length);
-        running.stream.send(Kind.More, taken);
-        if (running.received === running.size) this.#begin(running);
-        return;
-      }
+      case Kind.State:
+        return this.#received(running, bytes);
       case Kind.Delta:
         return this.#change(running, bytes.slice());
       case Kind.Released:
@@ -231,6 +219,28 @@ export class Imports {
       case Kind.Abandoned:
         return this.#closed(running);
     }
+  }
+
+  /** @param {Import} running @param {Uint8Array} bytes */
+  #received(running, bytes) {
+    const length = bytes.length - 4;
+    const left = length < 0 ? NaN : new DataView(bytes.buffer, bytes.byteOffset).getUint32(0);
+    running.piece ??= { bytes: new Uint8Array(Math.min(length + left, LONGEST)), at: 0 };
+    const { piece } = running;
+    running.received += length;
+    if (running.whole || running.received > LONGEST || piece.at + length + left !== piece.bytes.length) {
+      return running.stream.close(1002, 'SmartRoute: malformed state');
+    }
+    const taken = new Uint8Array(4);
+    new DataView(taken.buffer).setUint32(0, length);
+    running.stream.send(Kind.More, taken);
+    piece.bytes.set(bytes.subarray(4), piece.at);
+    piece.at += length;
+    if (left > 0) return;
+    running.piece = null;
+    if (piece.bytes.length > 0) return void running.state.push(piece.bytes);
+    running.whole = true;
+    this.#begin(running);
   }
 
   #begin(running) {
@@ -304,11 +314,9 @@ export class Imports {
     if (there !== undefined) {
       running.gap ||= hasGap(there);
       // Both had it: without Redis, and after a partition. Or the stream was lost, and it is sent again.
-      if (!this.#kept.has(there)) applyUpdate(there, state, { source: 'local', context: {} });
-      else {
-        this.#kept.set(there, running);
-        apply(there, state);
-      }
+      const kept = this.#kept.has(there);
+      if (kept) this.#kept.set(there, running);
+      await applyAll(state, (piece) => (kept ? apply(there, piece) : applyUpdate(there, piece, { source: 'local', context: {} })));
       return there;
     }
     const request = meta === null ? new Request('http://localhost') : rebuild(meta);
@@ -357,9 +365,13 @@ export class Imports {
     if (instance.documents.get(document.name) !== document) return;
     this.#await(document, clients, awareness);
     if (dirty) storeSoon(instance, document);
+    // It may be gone long before, and is not kept for this.
+    const held = new WeakRef(document);
     setTimeout(() => {
-      this.#allHere(document);
-      if (instance.documents.get(document.name) === document) instance.unloadDocument(document).catch(() => {});
+      const still = held.deref();
+      if (still === undefined) return;
+      this.#allHere(still);
+      if (instance.documents.get(still.name) === still) instance.unloadDocument(still).catch(() => {});
     }, IDLE).unref();
   }
 
@@ -421,6 +433,12 @@ class Awaited {
 /** A document on its way here. */
 class Import {
   received = 0;
+  /** The one on its way. @type {{ bytes: Uint8Array, at: number } | null} */
+  piece = null;
+  /** Those that are here. @type {Uint8Array[]} */
+  state = [];
+  /** Nothing more of it comes. */
+  whole = false;
   /** Set while the view is another one than the sender's; `false` once that is not waited for any more. @type {NodeJS.Timeout | false | undefined} */
   waits;
   accepted = false;
@@ -431,22 +449,24 @@ class Import {
   changes = [];
   changed = 0;
 
-  constructor(stream, { document, view, placed, size, gap = false, meta }) {
+  constructor(stream, { document, view, placed, gap = false, meta }) {
     this.stream = stream;
     this.name = document;
     this.view = view;
     this.placed = placed === true;
-    this.size = size;
     /** The document lacks something at the old owner, too. */
     this.gap = gap;
     this.meta = meta;
-    this.state = new Uint8Array(size);
   }
 }
 
-/** Between two things of which each takes as long as a large document does, others have a turn. @param {Uint8Array} state */
-async function breath(state) {
-  if (state.length > LARGE) await new Promise((resolve) => void setImmediate(resolve));
+/** @param {Uint8Array[]} pieces @param {(piece: Uint8Array) => void} apply */
+async function applyAll(pieces, apply) {
+  for (const piece of pieces) {
+    const began = performance.now();
+    apply(piece);
+    if (pieces.length > 1) await rest(began);
+  }
 }
 
 /** Of changes that the old owner has seen and stored, or says that are to be. */
@@ -472,9 +492,7 @@ function apply(document, update) {
 function readHead(bytes) {
   try {
     const head = JSON.parse(decoder.decode(bytes));
-    const valid = typeof head.document === 'string' && typeof head.view === 'string'
-      && Number.isSafeInteger(head.size) && head.size > 0 && head.size <= LONGEST;
-    if (!valid) return null;
+    if (typeof head.document !== 'string' || typeof head.view !== 'string') return null;
     return { ...head, meta: head.meta === null ? null : readMeta(encoder.encode(JSON.stringify(head.meta))) };
   } catch {
     return null;

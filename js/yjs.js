@@ -42,6 +42,11 @@ export const encodeStateVector = (...given) => yjs.encodeStateVector(...given);
 /** @type {typeof import('yjs').mergeUpdates} */
 export const mergeUpdates = (...given) => yjs.mergeUpdates(...given);
 
+/** @type {typeof import('yjs').findIndexSS} */
+export const findIndexSS = (...given) => yjs.findIndexSS(...given);
+
+export const updateEncoder = () => new yjs.UpdateEncoderV1();
+
 /**
  * Whether a document waits for something that comes before what it has been given, as where a client types before it
  * has synced. What waits is part of its state.

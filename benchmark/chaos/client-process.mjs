@@ -14,7 +14,7 @@ import { timeOf, token, writerOf } from './check.mjs';
 const VISIT = { least: 10, most: 40 };
 
 /** Each of a crowd hears of all its edits: at the rate of the others that would be the load. */
-const CROWD_RATE = 0.1;
+const CROWD_RATE = 0.02;
 
 let plan;
 let typing = false;

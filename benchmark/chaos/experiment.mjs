@@ -1,5 +1,5 @@
 import { mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { setPriority, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Child, now, sleep, until } from '../rpc.mjs';
 import { documentName, random } from '../workload.mjs';
@@ -40,7 +40,7 @@ export async function experiment(given, progress = () => {}) {
   const say = (text) => progress(`${((now() - began) / 1000).toFixed(1).padStart(6)} s  ${text}\n`);
   try {
     const names = Array.from({ length: options.documents }, (_, i) => documentName(i));
-    if (options.ballast > 0) seedDatabase(folder, FAULTS[options.fault].crowd ? names.slice(0, 1) : names, options.ballast);
+    if (options.ballast > 0) seedDatabase(options.database, folder, FAULTS[options.fault].crowd ? names.slice(0, 1) : names, options.ballast);
     await nodes.start();
     say(`${options.nodes} nodes serve`);
     await connect(options, nodes, people);
@@ -94,7 +94,7 @@ export async function experiment(given, progress = () => {}) {
     await ask('leave');
     const unloadedMs = await nodes.unloaded(UNLOAD_LIMIT);
     say(unloadedMs === null ? 'documents are still in memory' : 'all documents are stored and unloaded');
-    const stored = readDatabase(options.database, folder);
+    const stored = await readDatabase(options.database, folder);
     const database = names.map((document) => ({ who: 'database', phase: 'database', document, tokens: stored.get(document) ?? [] }));
 
     const end = now();
@@ -125,7 +125,8 @@ async function connect(options, nodes, people) {
   const { clients, clientProcesses: processes, documents, visitors, ballast } = options;
   // A document's clients come one after the other, so that the load balancer leads them to different nodes.
   const few = CROWD_OTHERS * (documents - 1);
-  const placed = FAULTS[options.fault].crowd
+  const { crowd = false } = FAULTS[options.fault];
+  const placed = crowd
     ? (index) => Math.max(0, Math.ceil((index - (clients - few) + 1) / CROWD_OTHERS))
     : (index) => Math.floor((index * documents) / clients);
   const limit = CONNECT_LIMIT + (ballast * clients) / CONNECT_RATE;
@@ -139,13 +140,17 @@ async function connect(options, nodes, people) {
     nodes.watch(child);
     people.push(child);
   }
+  // A crowd's browsers have machines of their own: here they leave it to the servers first, and to whoever is measured.
+  const last = processes - 1;
+  const processOf = ({ index, document }) => (!crowd || last === 0 ? index % processes : document === 0 ? index % last : last);
+  if (crowd) for (const child of people.slice(0, last)) setPriority(child.pid, 10);
   await Promise.all(people.map((child, process) => child.call('connect', {
     plan: { url: `ws://127.0.0.1:${nodes.balancer.port}`, rate: options.rate, seed: options.seed, clients, process, processes,
-      crowd: FAULTS[options.fault].crowd ? 0 : null },
-    assigned: assigned.filter(({ index }) => index % processes === process),
+      crowd: crowd ? 0 : null },
+    assigned: assigned.filter((one) => processOf(one) === process),
     limit,
     // A provider that has heard nothing for 30 s gives its socket up: so much may not be on its way at once.
-    inTurn: FAULTS[options.fault].crowd === true,
+    inTurn: crowd,
   }, limit + 10_000)));
 }
 

@@ -37,13 +37,13 @@ export function reached(step, document) {
 
 const parse = (payload) => JSON.parse(typeof payload === 'string' ? payload : new TextDecoder().decode(payload));
 
-/** Which documents a message is about, and how much of a state it completes. */
+/** Which documents a message is about, and whether it begins a state or ends one. */
 function about(link, stream, kind, payload) {
   const key = `${link}/${stream}`;
   switch (kind) {
     case Kind.Handoff: {
-      const { document, size } = parse(payload);
-      streams.set(key, { documents: [document], size, came: 0 });
+      const { document } = parse(payload);
+      streams.set(key, { documents: [document], begun: false });
       return { documents: [document] };
     }
     case Kind.Claim:
@@ -56,9 +56,9 @@ function about(link, stream, kind, payload) {
   const known = streams.get(key);
   if (known === undefined) return { documents: [] };
   if (kind !== Kind.State) return known;
-  const first = known.came === 0;
-  known.came += payload.length;
-  return { documents: known.documents, first, last: known.came === known.size };
+  const first = !known.begun;
+  known.begun = true;
+  return { documents: known.documents, first, last: payload.length === 4 };
 }
 
 function passes(way, link, stream, kind, payload) {

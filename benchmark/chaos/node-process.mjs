@@ -2,12 +2,12 @@
  * One node: Hocuspocus with what is under test, a database that keeps the last write, and a journal of what it did for
  * each document, which outlives a kill.
  */
-import { appendFileSync, existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { appendFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Server } from '@hocuspocus/server';
 import * as Y from 'yjs';
 import { now, serve, sleep } from '../rpc.mjs';
-import { decode, encode } from './database.mjs';
+import { load, store } from './database.mjs';
 
 let config;
 let server;
@@ -48,17 +48,14 @@ function note(what, document) {
   appendFileSync(join(config.folder, `${config.id}-${process.pid}.log`), `${JSON.stringify(line)}\n`);
 }
 
-let writes = 0;
-
 /** Its hooks run after those of what is under test: it sees what they let through. */
 const application = {
   extensionName: 'application',
   priority: 10,
   async onLoadDocument({ document }) {
     note('load', document);
-    const file = join(config.folder, `${document.name}.db`);
     await sleep(config.storeDelay);
-    if (existsSync(file)) decode(config.database, readFileSync(file), document);
+    await load(config.database, config.folder, document);
   },
   async beforeHandleMessage({ document }) {
     note('frame', document);
@@ -69,12 +66,9 @@ const application = {
   async onStoreDocument({ document }) {
     note('store', document);
     halts?.reached('storing', document.name);
-    const state = encode(config.database, document);
+    const write = store(config.database, config.folder, document);
     await sleep(config.storeDelay);
-    const file = join(config.folder, `${document.name}.db`);
-    const temporary = `${file}.${process.pid}.${++writes}`;
-    writeFileSync(temporary, state);
-    renameSync(temporary, file);
+    write();
     note('stored', document);
     halts?.reached('stored', document.name);
   },

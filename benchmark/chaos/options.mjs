@@ -34,9 +34,10 @@ export const HELP = `usage: npm run chaos -- --fault NAME [options]
   --seed N         which nodes, documents and moments (default: ${DEFAULTS.seed})
   --mode NAME      ${Object.entries(MODES).map(([name, about]) => `${name.padEnd(15)} ${about}`).join('\n                   ')}
   --store NAME     where SmartRoute agrees on members: ${STORES.join(', ')} (default: ${DEFAULTS.store})
-  --database NAME  what nodes store: ${DATABASES.join(', ')}; json makes any second load double the content (default: ${DEFAULTS.database})
+  --database NAME  what nodes store: ${DATABASES.join(', ')}; json makes any second load double the content,
+                   log keeps changes instead of the last state (default: ${DEFAULTS.database}; ${others('database')})
   --nodes N, --clients N, --documents N, --rate N
-                   rate is edits per second and client, of large's crowd a tenth (default: ${DEFAULTS.nodes}, ${DEFAULTS.clients}, ${DEFAULTS.documents}, ${DEFAULTS.rate})
+                   rate is edits per second and client, of large's crowd a fiftieth (default: ${DEFAULTS.nodes}, ${DEFAULTS.clients}, ${DEFAULTS.documents}, ${DEFAULTS.rate})
   --visitors PART  of the clients close the tab as soon as all is acknowledged, and others come (default: ${DEFAULTS.visitors};
                    ${others('visitors')})
   --duration S     typing besides the fault, half of it before (default: ${DEFAULTS.duration})
@@ -112,7 +113,7 @@ export function withDefaults(given) {
   if (needs.smartroute && options.mode === 'extension-redis') throw new UsageError(`--fault ${fault} needs SmartRoute: not with --mode extension-redis`);
   if (needs.redis && options.mode !== 'extension-redis' && options.store === 'peers') throw new UsageError(`--fault ${fault} needs --store redis`);
   if (needs.nodes > options.nodes) throw new UsageError(`--fault ${fault} needs --nodes ${needs.nodes} or more`);
-  if (needs.yjs && options.database !== 'yjs') throw new UsageError(`--fault ${fault} needs --database yjs: no other keeps what documents hold at first`);
+  if (needs.all && options.database === 'json') throw new UsageError(`--fault ${fault}: not with --database json, which keeps tokens only`);
   for (const name of ['step', 'side', 'action'])
     if (options[name] !== null && fault !== 'kill-step') throw new UsageError(`--${name} is for --fault kill-step`);
   return options;
