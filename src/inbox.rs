@@ -149,9 +149,10 @@ impl Inbox {
     pub fn drain(&self, room: usize) -> Drain {
         self.pending.store(false, Ordering::SeqCst);
         let mut queue = self.lock();
-        match queue.segments.front() {
-            Some(segment) if segment.len() > room => return Drain::Needs(segment.len()),
-            _ => {}
+        if let Some(segment) = queue.segments.front()
+            && segment.len() > room
+        {
+            return Drain::Needs(segment.len());
         }
         let Some(segment) = queue.segments.pop_front() else {
             return Drain::Empty;

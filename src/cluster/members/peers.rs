@@ -90,8 +90,13 @@ impl Members {
             return;
         };
         let joining = !is_admitted(member);
-        let same = (report.epoch, report.hash) == (epoch, hash);
-        if report.epoch == epoch && !same && self.config.without != Some(Rule::Behind) {
+        // At our view, or beside it: of the two the later one has both.
+        let beside = match report.epoch.cmp(&epoch) {
+            Ordering::Less => !joining,
+            Ordering::Equal => report.hash == hash,
+            Ordering::Greater => report.admits,
+        };
+        if report.epoch == epoch && !beside && self.config.without != Some(Rule::Behind) {
             self.conflict = Some(now);
             self.hurry(now);
         }
@@ -102,12 +107,6 @@ impl Members {
         let echo = match self.config.without {
             Some(Rule::Asked) => echo.map(|_| now),
             _ => echo,
-        };
-        // Of the two views the later one has both.
-        let beside = match report.epoch.cmp(&epoch) {
-            Ordering::Less => !joining,
-            Ordering::Equal => false,
-            Ordering::Greater => report.admits,
         };
         let peer = self.peers.entry(from.to_owned()).or_default();
         peer.incarnation = report.incarnation;
@@ -122,7 +121,7 @@ impl Members {
         if let Some(echo) = echo {
             let first = peer.heard.is_none();
             peer.heard = peer.heard.max(Some(echo));
-            if report.sealed && (same || beside) {
+            if report.sealed && beside {
                 peer.sealed = peer.sealed.max(Some(echo));
             }
             if joining && first {
