@@ -177,10 +177,11 @@ struct Sent {
     via: Option<String>,
 }
 
-/// A command on its way to the registry, with the number of the first request that carried it.
+/// A command on its way to the registry.
 #[derive(Debug, Clone)]
 struct Carried<T> {
     value: T,
+    /// Number of the request that carries it; of evictions, which may come twice, the first one.
     since: Option<u64>,
 }
 

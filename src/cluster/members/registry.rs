@@ -76,12 +76,18 @@ impl Members {
 
     pub(super) fn request(&mut self, now: Duration) -> Request {
         let seq = self.seq;
-        let carry = |since: &mut Option<u64>| since.get_or_insert(seq).to_owned();
-        for pin in self.pins.values_mut() {
-            carry(&mut pin.since);
+        // One request at a time: carried out once more, a pin would undo what others have wanted since.
+        // Where nothing is answered, any of them may be the one that arrives.
+        let unanswered = self.is_overdue(self.last_direct, now);
+        let mut pins = BTreeMap::new();
+        for (document, pin) in &mut self.pins {
+            if unanswered || pin.since.is_none() {
+                pin.since = Some(seq);
+                pins.insert(document.clone(), pin.value.clone());
+            }
         }
         for eviction in self.evictions.values_mut() {
-            carry(&mut eviction.since);
+            eviction.since.get_or_insert(seq);
         }
         let want = match self.standing {
             Standing::Departing if !self.holds_back(now) => Want::Leave,
@@ -112,11 +118,7 @@ impl Members {
             gone: gone
                 .map(|(id, peer)| (id.clone(), Incarnation(peer.incarnation)))
                 .collect(),
-            pins: self
-                .pins
-                .iter()
-                .map(|(document, pin)| (document.clone(), pin.value.clone()))
-                .collect(),
+            pins,
             evict: self
                 .evictions
                 .iter()
@@ -177,6 +179,7 @@ impl Members {
             }
             self.last_direct = Some(now);
         }
+        self.note_pins(&reply);
         // Overtaken by a renewal: it tells of a time before.
         let overtaken = reply.seq < self.renewed_by;
         match reply.outcome {
@@ -212,6 +215,17 @@ impl Members {
         }
     }
 
+    /// Pins that the request carried are set, or are carried by the next one. So are those of earlier
+    /// ones: requests are carried out in order.
+    fn note_pins(&mut self, reply: &Reply) {
+        if reply.outcome == Outcome::Renewed && reply.effective {
+            self.pins.retain(|_, pin| pin.since != Some(reply.seq));
+        }
+        for pin in self.pins.values_mut() {
+            pin.since = pin.since.filter(|since| *since > reply.seq);
+        }
+    }
+
     pub(super) fn on_renewed(
         &mut self,
         now: Duration,
@@ -242,7 +256,6 @@ impl Members {
         }
         if reply.effective {
             let waits = |since: Option<u64>| since.is_none_or(|since| since > reply.seq);
-            self.pins.retain(|_, pin| waits(pin.since));
             self.evictions.retain(|_, eviction| waits(eviction.since));
         }
         for peer in self.peers.values_mut() {

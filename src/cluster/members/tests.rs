@@ -398,6 +398,46 @@ fn commands_wait_for_an_effective_request_and_are_bounded() {
 }
 
 #[test]
+fn a_pin_is_carried_by_one_request_at_a_time() {
+    let (mut node, mut registry) = Node::member();
+    node.beat(&mut registry);
+    node.take(Event::Pin {
+        document: "doc".into(),
+        node: Some("a".into()),
+    });
+    node.pass(L / 9);
+    let first = node.request();
+    assert_eq!(first.pins.len(), 1);
+    let now = 1_000_000 + u64::try_from(node.now.as_millis()).unwrap();
+    let reply = registry.apply(&first, now);
+    // Its reply is on its way, and so is the next request: another node has pinned it elsewhere.
+    node.take(Event::Nudge);
+    node.pass(L / 90);
+    let second = node.request();
+    assert_eq!(second.pins.len(), 0);
+    registry.pins.insert("doc".into(), "b".into());
+    registry.apply(&second, now + 1);
+    node.take(Event::Reply(reply));
+    assert_eq!(node.machine.pins.len(), 0);
+    node.beat(&mut registry);
+    assert_eq!(registry.pins["doc"], "b");
+
+    // Without an answer it goes with all of them, and after one that did not carry it out with the next.
+    node.take(Event::Pin {
+        document: "doc".into(),
+        node: Some("a".into()),
+    });
+    for _ in 0..4 {
+        node.pass(L / 9);
+    }
+    let requests = node.requests();
+    assert_eq!(requests.last().expect("requests").pins.len(), 1);
+    node.answer(requests.last().expect("requests"), Outcome::Stale);
+    node.pass(L / 9);
+    assert_eq!(node.request().pins.len(), 1);
+}
+
+#[test]
 fn another_view_of_our_epoch_stops_us_until_a_renewal() {
     let (mut node, mut registry) = Node::member();
     let mut join = Node::new("b", 5);
