@@ -17,7 +17,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 
 import { Kind } from './core.js';
 import { clientsOf, end, isStoring, isToBeStored, isWorking, requestOf, socketOf, storeOf, storeSoon, takeOut } from './hocuspocus.js';
-import { piecesOf, rest } from './pieces.js';
+import { Pace, piecesOf } from './pieces.js';
 import { describe } from './request.js';
 import { encodeStateAsUpdate, encodeStateVector, hasGap } from './yjs.js';
 
@@ -315,11 +315,13 @@ export class Handoffs {
     document.on('update', outgoing.onUpdate);
     const meta = this.#metaOf(document);
     stream.send(Kind.Handoff, JSON.stringify({ document: name, epoch, view: router.hash, placed, gap: hasGap(document), meta }));
+    const pace = new Pace();
     let began = performance.now();
     for (const piece of piecesOf(document)) {
+      const took = performance.now() - began;
       await this.#sendPiece(outgoing, piece);
       if (outgoing.ended) return;
-      await rest(began);
+      await pace.rest(took);
       began = performance.now();
     }
     await this.#sendPiece(outgoing, NOTHING);

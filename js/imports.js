@@ -16,7 +16,7 @@
 import { Kind } from './core.js';
 import { awarenessGone } from './frames.js';
 import { end, socketOf, storeSoon, takeOut } from './hocuspocus.js';
-import { rest } from './pieces.js';
+import { Pace } from './pieces.js';
 import { readMeta, rebuild } from './request.js';
 import { applyUpdate, hasGap } from './yjs.js';
 
@@ -462,10 +462,11 @@ class Import {
 
 /** @param {Uint8Array[]} pieces @param {(piece: Uint8Array) => void} apply */
 async function applyAll(pieces, apply) {
+  const pace = new Pace();
   for (const piece of pieces) {
     const began = performance.now();
     apply(piece);
-    if (pieces.length > 1) await rest(began);
+    if (pieces.length > 1) await pace.rest(performance.now() - began);
   }
 }
 

@@ -56,15 +56,22 @@ export function* piecesOf(document, patience = PATIENCE) {
   if (!piece.isEmpty || written.size === 0) yield piece.bytes();
 }
 
-/** Of the time of a move of a large document, so much belongs to others for each that goes into a piece. */
+/** For each part of its time that goes into the pieces of a document, a node has so many for everything else … */
 const REST = 3;
+/** … until the document has waited so long for others. ms */
+const MOST = 3_000;
 
-/**
- * Between two pieces others have the node for themselves.
- *
- * @param {number} began when the one before was begun
- */
-export const rest = (began) => delay(REST * (performance.now() - began));
+/** What others have of a node between two pieces. */
+export class Pace {
+  #left = MOST;
+
+  /** @param {number} took the piece before, ms */
+  async rest(took) {
+    const rest = Math.min(REST * took, this.#left);
+    this.#left -= rest;
+    await delay(rest);
+  }
+}
 
 /** @param {any[]} structs */
 function endOf(structs) {
