@@ -18,8 +18,7 @@ const PART = 1024 * 1024;
 const fileOf = (folder, name) => join(folder, `${name}.db`);
 
 /** A change, and what is known with it: the next one begins there. */
-function record(document, update) {
-  const vector = Y.encodeStateVector(document);
+function record(vector, update) {
   const head = Buffer.alloc(8);
   head.writeUInt32LE(vector.length, 0);
   head.writeUInt32LE(update.length, 4);
@@ -58,8 +57,9 @@ let writes = 0;
 export function store(kind, folder, document) {
   const file = fileOf(folder, document.name);
   if (kind === 'log') {
-    const change = record(document, Y.encodeStateAsUpdate(document, known.get(document)));
-    known.set(document, Y.encodeStateVector(document));
+    const vector = Y.encodeStateVector(document);
+    const change = record(vector, Y.encodeStateAsUpdate(document, known.get(document)));
+    known.set(document, vector);
     return () => appendFileSync(file, change);
   }
   const state = kind === 'json' ? JSON.stringify(document.getArray(ARRAY).toArray()) : Y.encodeStateAsUpdate(document);
@@ -75,7 +75,7 @@ export function seedDatabase(kind, folder, names, bytes) {
   for (const name of names) {
     const document = new Y.Doc();
     const changes = [];
-    document.on('update', (update) => changes.push(record(document, update)));
+    document.on('update', (update) => changes.push(record(Y.encodeStateVector(document), update)));
     // In parts, as no paste and no picture of an application is longer.
     for (let part = 0; part * PART < bytes; part++) document.getMap('ballast').set(`${part}`, 'x'.repeat(Math.min(PART, bytes - part * PART)));
     writeFileSync(fileOf(folder, name), kind === 'log' ? Buffer.concat(changes) : Y.encodeStateAsUpdate(document));
