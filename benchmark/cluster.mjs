@@ -5,11 +5,15 @@ import { Child, guard, now, sleep, until } from './rpc.mjs';
 /**
  * What is compared. `route` says where a client connects: to the document's owner, or round-robin to any node.
  * `straight` clients use the client module, with which each document goes over a socket to its owner all the same.
+ * `asked` modes have somebody who asks a management API all the time: that of a node, or one that is not of the cluster,
+ * which costs the machine the same.
  * `linked` modes must end with every edit everywhere. `unlinked` cannot: it is there to see the checks fail.
  */
 export const MODES = {
   direct: { route: 'owner', onePerDocument: true },
   smartroute: { route: 'any', onePerDocument: true },
+  asked: { route: 'any', onePerDocument: true, asked: 'node' },
+  'asked-decoy': { route: 'any', onePerDocument: true, asked: 'decoy' },
   redirect: { route: 'any', onePerDocument: true, straight: true },
   'extension-redis': { route: 'any', redis: true },
   unlinked: { route: 'any' },

@@ -16,6 +16,8 @@ const extensions = {
   direct: async () => [],
   unlinked: async () => [],
   smartroute: async (config) => [(smartRoute = await createSmartRoute(config))],
+  asked: async (config) => [(smartRoute = await createSmartRoute(config, { managementPort: 0 }))],
+  'asked-decoy': async (config) => [(smartRoute = await createSmartRoute(config, { managementPort: 0 }))],
   redirect: async (config) => {
     const publicUrl = `ws://127.0.0.1:${config.nodes[config.self].port}`;
     return [(smartRoute = await createSmartRoute(config, { onMisroute: 'redirect', publicUrl }))];
@@ -92,6 +94,8 @@ serve({
       names: [...server.hocuspocus.documents.keys()],
     };
   },
+
+  managementPort: () => smartRoute.managementAddress.port,
 
   documentsCount: () => server.hocuspocus.getDocumentsCount(),
 

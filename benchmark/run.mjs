@@ -58,22 +58,22 @@ async function measure(load, options) {
       scenario.rounds.push(figures);
     }
   }
-  return scenarios.map((scenario) => ({ ...scenario, summary: summarise(scenario.rounds, load.modes) }));
+  return scenarios.map((scenario) => ({ ...scenario, summary: summarise(scenario.rounds, load.modes, load.base) }));
 }
 
 function report(load, scenarios, bounds) {
   const problems = [];
   console.log(`\n${load.name}: ${load.about}. ${load.documents} documents × ${load.clientsPerDocument} clients × ${load.editsPerSecond} edits/s, ` +
-    `${load.warmup} s warm-up, ${load.seconds} s measured, ${load.rounds} round(s): medians (ratio to direct)`);
+    `${load.warmup} s warm-up, ${load.seconds} s measured, ${load.rounds} round(s): medians (ratio to ${load.base})`);
   for (const { nodes, placement, rounds, summary } of scenarios) {
     console.log(`\n${nodes} nodes; direct placement: ${placement.source}\n`);
-    console.log(table(summary, load.modes, (mode) => MODES[mode].redis));
+    console.log(table(summary, load, (mode) => MODES[mode].redis));
     const found = doubts(rounds);
     if (found.length > 0) console.log(`\nto bear in mind:\n${found.map((text) => `  - ${text}`).join('\n')}`);
     problems.push(...failures(summary, (mode) => MODES[mode].onePerDocument).map((text) => `${load.name}, ${nodes} nodes: ${text}`));
-    if (bounds) problems.push(...breaches(summary, load.bounds, rounds).map((text) => `${load.name}, ${nodes} nodes: ${text}`));
+    if (bounds) problems.push(...breaches(summary, load, rounds).map((text) => `${load.name}, ${nodes} nodes: ${text}`));
   }
-  if (scenarios.length > 1) console.log(`\nby number of nodes (CPU in % of a core)\n\n${growth(scenarios, load.modes)}`);
+  if (scenarios.length > 1) console.log(`\nby number of nodes (CPU in % of a core)\n\n${growth(scenarios, load)}`);
   return problems;
 }
 

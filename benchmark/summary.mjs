@@ -19,18 +19,19 @@ const isNumber = (value) => typeof value === 'number' || value === null;
 
 /**
  * @param {Record<string, object>[]} rounds per round: mode → figures
+ * @param {string} base the mode that others are compared with
  * @returns mode → `{ median, ratio }`, ratios taken within a round, so that what slows a whole round down cancels out
  */
-export function summarise(rounds, modes) {
+export function summarise(rounds, modes, base) {
   return Object.fromEntries(modes.map((mode) => {
     const figures = rounds.map((round) => round[mode]);
     const combined = {};
     for (const key of Object.keys(figures[0]).filter((key) => figures.every((figure) => isNumber(figure[key]))))
       combined[key] = WORST.includes(key) ? Math.max(...figures.map((figure) => figure[key])) : median(figures.map((figure) => figure[key]));
     const ratio = {};
-    if (modes.includes('direct')) {
+    if (modes.includes(base)) {
       for (const key of RATIOS)
-        ratio[key] = median(rounds.map((round) => (round.direct[key] > 0 && round[mode][key] !== null ? round[mode][key] / round.direct[key] : null)));
+        ratio[key] = median(rounds.map((round) => (round[base][key] > 0 && round[mode][key] !== null ? round[mode][key] / round[base][key] : null)));
     }
     return [mode, { median: combined, ratio }];
   }));
@@ -60,14 +61,14 @@ export function failures(summary, onePerDocument) {
       .map(([key, what]) => `${mode}: ${figures[key]} ${what}`));
 }
 
-/** What `--assert` asks of smartroute beyond that. */
-export function breaches(summary, bounds, rounds) {
-  const { median: figures, ratio } = summary.smartroute;
+/** What `--assert` asks of the load's judged mode beyond that. */
+export function breaches(summary, { bounds, base, judged }, rounds) {
+  const { median: figures, ratio } = summary[judged];
   const found = Object.entries(bounds)
     .filter(([key, bound]) => !(ratio[key] <= bound))
-    .map(([key, bound]) => `smartroute: ${key} is ${ratio[key]?.toFixed(2)}× direct, allowed ${bound}×`);
-  if (figures.redisCommandsPerEdit > 0) found.push(`smartroute: ${figures.redisCommandsPerEdit} Redis commands per edit`);
-  if (rounds.some((round) => round.smartroute.placementAsDirect === false)) found.push('smartroute placed documents differently than direct: the ratios mean nothing');
+    .map(([key, bound]) => `${judged}: ${key} is ${ratio[key]?.toFixed(2)}× ${base}, allowed ${bound}×`);
+  if (figures.redisCommandsPerEdit > 0) found.push(`${judged}: ${figures.redisCommandsPerEdit} Redis commands per edit`);
+  if (rounds.some((round) => round[judged].placementAsDirect === false)) found.push(`${judged} placed documents differently than direct: the ratios mean nothing`);
   return found;
 }
 
@@ -102,6 +103,8 @@ const ROWS = [
   ['seen by any one other client: p50, ms', 'observerP50', fixed(2)],
   ['seen by any one other client: p99, ms', 'observerP99', fixed(2)],
   ['resident memory, MiB (nodes + Redis)', 'rss', fixed(0)],
+  ['answers of the API, per second', 'answersPerSecond', fixed(0)],
+  ['  after: p99, ms', 'answerP99', fixed(2)],
   ['documents open, over all nodes', 'documentsOpen', fixed(0)],
   ['  on more than one node', 'doubleOpened', fixed(0)],
   ['stores in the window', 'stores', fixed(0)],
@@ -123,15 +126,15 @@ function layout(lines) {
   return lines.map((line) => line.map((cell, i) => (i === 0 ? cell.padEnd(widths[i]) : cell.padStart(widths[i]))).join('  ')).join('\n');
 }
 
-/** Medians of one scenario, with ratios to `direct` in brackets. */
-export function table(summary, modes, usesRedis) {
+/** Medians of one scenario, with ratios to `base` in brackets. */
+export function table(summary, { modes, base }, usesRedis) {
   const lines = [['', ...modes]];
   for (const [label, key, format] of ROWS) {
     if (modes.every((mode) => summary[mode].median[key] === null)) continue;
     lines.push([label, ...modes.map((mode) => {
       if (key === 'redisCommandsPerEdit' && !usesRedis(mode)) return 'n/a (no Redis)';
       const ratio = summary[mode].ratio[key];
-      const times = mode === 'direct' || ratio === undefined || ratio === null ? '' : ` (${ratio.toFixed(2)}×)`;
+      const times = mode === base || ratio === undefined || ratio === null ? '' : ` (${ratio.toFixed(2)}×)`;
       return format(summary[mode].median[key]) + times;
     })]);
   }
@@ -139,8 +142,8 @@ export function table(summary, modes, usesRedis) {
 }
 
 /** How a mode's costs grow with the number of nodes. */
-export function growth(scenarios, modes) {
-  const lines = [['mode', 'nodes', 'CPU %', 'CPU % per node', 'idle CPU %', 'idle CPU % per node', 'p50 ms', 'p99 ms', 'MiB per node', 'CPU ÷ direct', 'p99 ÷ direct']];
+export function growth(scenarios, { modes, base }) {
+  const lines = [['mode', 'nodes', 'CPU %', 'CPU % per node', 'idle CPU %', 'idle CPU % per node', 'p50 ms', 'p99 ms', 'MiB per node', `CPU ÷ ${base}`, `p99 ÷ ${base}`]];
   for (const mode of modes) {
     for (const { nodes, summary } of scenarios) {
       const { median: figures, ratio } = summary[mode];

@@ -8,6 +8,9 @@ const MIB = 1024 * 1024;
 const CONNECT_LIMIT = 30_000; // beyond the time over which connects are spread
 const UNLOAD_LIMIT = 15_000;
 
+/** Requests per second to a management API, where somebody asks one. */
+const ASKED = 1_000;
+
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 
 /** CPU time of the whole machine in ms, in ticks of 10: enough to see that somebody else was busy. */
@@ -24,20 +27,21 @@ const cpuMs = (before, after) => (after.cpuMicros - before.cpuMicros) / 1000;
 export async function trial(mode, count, load, placement, options) {
   const cluster = new Cluster(mode, options);
   const generators = Array.from({ length: load.clientProcesses }, (_, i) => new Child(`clients-${i + 1}`, 'client-process.mjs', { verbose: options.verbose, cpus: options.clientCpus }));
+  const askers = MODES[mode].asked === undefined ? [] : ['asker', 'decoy'].map((name) => new Child(name, 'asker-process.mjs', options));
   const everyGenerator = (method, params, limit) =>
-    guard([...generators, ...cluster.children], Promise.all(generators.map((child) => child.call(method, params, limit))));
+    guard([...generators, ...cluster.children, ...askers], Promise.all(generators.map((child) => child.call(method, params, limit))));
   /** Waits, but not past the death of a process. */
   const pause = (ms) => guard([...generators, ...cluster.children], sleep(ms));
   const snapshot = async () => {
-    const [servers, clients] = await Promise.all([cluster.usage(), everyGenerator('usage')]);
+    const [servers, clients, asking] = await Promise.all([cluster.usage(), everyGenerator('usage'), Promise.all(askers.map((child) => child.call('usage')))]);
     const { user, system } = process.cpuUsage();
-    return { ...servers, clients, parent: { cpuMicros: user + system }, machineMs: machineBusy() };
+    return { ...servers, clients, asking, parent: { cpuMicros: user + system }, machineMs: machineBusy() };
   };
 
   try {
     await cluster.start(count);
     const names = Array.from({ length: load.documents }, (_, i) => documentName(i));
-    const live = mode === 'smartroute' || mode === 'redirect' ? await cluster.placement(names) : undefined;
+    const live = MODES[mode].onePerDocument && mode !== 'direct' ? await cluster.placement(names) : undefined;
 
     const url = Object.fromEntries(cluster.nodes.map(({ id, port }) => [id, `ws://127.0.0.1:${port}`]));
     const assigned = clientsOf(load).map((client) => ({
@@ -53,6 +57,12 @@ export async function trial(mode, count, load, placement, options) {
 
     const idle = load.idle > 0 ? await idleCpu(cluster, load.idle, pause) : null;
 
+    if (askers.length > 0) {
+      const [asker, decoy] = askers;
+      const port = MODES[mode].asked === 'decoy' ? await decoy.call('decoy') : (await cluster.ask('managementPort'))[0];
+      await asker.call('start', { port, names, rate: ASKED });
+    }
+
     const startAt = now() + 200;
     const end = startAt + (load.warmup + load.seconds) * 1000;
     const typing = everyGenerator('run', { startAt }, end - now() + 20_000);
@@ -61,6 +71,8 @@ export async function trial(mode, count, load, placement, options) {
     const before = await snapshot();
     await pause(end - now());
     const after = await snapshot();
+    const answers = askers.length > 0 ? await askers[0].call('stop') : null;
+    if (answers?.failed > 0) throw new Error(`${answers.failed} of ${answers.asked} requests to the management API failed`);
     const counts = new Map((await typing).flatMap((made) => [...made]));
     const typed = new Map(names.map((name) => [name, new Map()]));
     for (const { index, document } of assigned) typed.get(names[document]).set(index, counts.get(index));
@@ -79,6 +91,8 @@ export async function trial(mode, count, load, placement, options) {
     const owners = live ?? placement.owners;
     return {
       ...costFigures(before, after, latencies(load, records, startAt)),
+      answersPerSecond: answers && (1000 * (after.asking[0].answered - before.asking[0].answered)) / (after.at - before.at),
+      answerP99: answers && answers.p99,
       ...documentFigures(open, names, owners, mode),
       idleCpu: idle,
       stores: sum(after.nodes.map(({ stores }) => stores)) - sum(before.nodes.map(({ stores }) => stores)),
@@ -95,7 +109,7 @@ export async function trial(mode, count, load, placement, options) {
     const said = [...cluster.children, ...generators].filter(({ output }) => output.length > 0).map(({ name, output }) => `\n${name} wrote:\n  ${output.join('\n  ')}`);
     throw new Error(`${mode}, ${count} nodes: ${error.message}${said.join('')}`, { cause: error });
   } finally {
-    for (const generator of generators) generator.kill();
+    for (const child of [...generators, ...askers]) child.kill();
     const killed = await cluster.stop();
     if (killed.length > 0) process.stderr.write(`  ${mode}: not stopped in time or already dead: ${killed.join(', ')}\n`);
   }
@@ -157,7 +171,7 @@ function costFigures(before, after, { edits, lag, seen, seenByAll }) {
   const nodesCpu = sum(after.nodes.map((node, i) => cpuMs(before.nodes[i], node)));
   const redisCpu = after.redis ? cpuMs(before.redis, after.redis) : 0;
   const clientsCpu = after.clients.map((client, i) => cpuMs(before.clients[i], client));
-  const ours = nodesCpu + redisCpu + sum(clientsCpu) + cpuMs(before.parent, after.parent);
+  const ours = nodesCpu + redisCpu + sum(clientsCpu) + sum(after.asking.map((asker, i) => cpuMs(before.asking[i], asker))) + cpuMs(before.parent, after.parent);
 
   return {
     edits,

@@ -11,6 +11,7 @@
 //!   one after the other.
 //! - [`migrations`]: the actor that owns the handoffs and keeps their time.
 //! - [`handle`]: what everyone else holds: links, snapshot, requests.
+//! - [`http`]: requests to the management API and probes, read and answered off the JavaScript thread.
 //! - [`inbox`]: records to JavaScript, batched.
 //! - [`store`]: where membership is agreed; `model` is the reference of the Redis registry.
 //! - [`config`], [`error`]: what the shim passes in, and how a call fails.
@@ -24,6 +25,7 @@ pub mod config;
 pub mod coordinator;
 pub mod error;
 pub mod handle;
+pub mod http;
 pub mod inbox;
 pub mod link;
 pub mod migrations;

@@ -3,15 +3,19 @@
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 
-import { send } from './http.js';
+import { Answer } from './http.js';
 
 /** @type {{ text: string, policy: string } | null} */
 let page = null;
 
-/** @param {import('node:http').ServerResponse} response */
-export function sendDashboard(response) {
+/** It does not change. ms */
+const FRESH = 60_000;
+
+export function dashboard() {
   const { text, policy } = (page ??= read());
-  send(response, 200, 'text/html; charset=utf-8', text, { 'Content-Security-Policy': policy, 'Referrer-Policy': 'no-referrer' });
+  const answer = new Answer(200, 'text/html; charset=utf-8', text, { 'Content-Security-Policy': policy, 'Referrer-Policy': 'no-referrer' });
+  answer.fresh = FRESH;
+  return answer;
 }
 
 function read() {

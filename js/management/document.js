@@ -8,9 +8,9 @@ import { encodeStateAsUpdate } from '../yjs.js';
 /** A size counts for so long; measuring it encodes the document. ms */
 const MEASURED = 5_000;
 
-/** The owner is asked for so long, and what it said counts for so long: it measures, too. ms */
+/** The owner is asked for so long, and what it said counts for so long unless something is seen to happen: it measures, too. ms */
 const ASKED = 2_000;
-const HEARD = 1_000;
+export const HEARD = 1_000;
 
 /** Moves told of, newest first. */
 const MOVES = 10;

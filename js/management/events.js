@@ -1,8 +1,8 @@
 /** Server-sent events: what happens, told to whoever watches. */
 
-import { Problem, startEvents } from './http.js';
+import { Answer, Problem } from './http.js';
 
-/** @import { ServerResponse } from 'node:http' */
+/** @import { Sink } from './http.js' */
 
 /** Watchers at once. */
 const WATCHERS = 32;
@@ -14,7 +14,7 @@ const SLOW = 256 * 1024;
 const TICK = 2_000;
 
 export class EventStream {
-  /** @type {Set<ServerResponse>} */
+  /** @type {Set<Sink>} */
   #watchers = new Set();
   /** @type {NodeJS.Timeout | undefined} */
   #timer;
@@ -25,14 +25,16 @@ export class EventStream {
     this.#nodes = nodes;
   }
 
-  /** @param {ServerResponse} response */
-  attach(response) {
+  answer() {
     if (this.#watchers.size >= WATCHERS) throw new Problem(503, 'TOO_MANY_WATCHERS', `${WATCHERS} watch already`, { 'Retry-After': '10' });
-    startEvents(response);
-    if (response.req.method === 'HEAD') return void response.end();
-    this.#watchers.add(response);
-    response.once('close', () => this.#forget(response));
-    response.write(': connected\n\n');
+    return Answer.events((sink) => this.#attach(sink));
+  }
+
+  /** @param {Sink} sink */
+  #attach(sink) {
+    this.#watchers.add(sink);
+    sink.onClose(() => this.#forget(sink));
+    sink.write(': connected\n\n');
     this.#timer ??= setInterval(() => this.#write(`event: nodes\ndata: ${this.#nodes()}\n\n`), TICK).unref();
   }
 
@@ -42,20 +44,21 @@ export class EventStream {
   }
 
   #write(text) {
-    for (const response of this.#watchers) {
-      if (response.writableLength > SLOW) response.destroy();
-      else response.write(text);
+    for (const sink of this.#watchers) {
+      if (sink.backlog() > SLOW) sink.destroy();
+      else sink.write(text);
     }
   }
 
-  #forget(response) {
-    this.#watchers.delete(response);
+  /** @param {Sink} sink */
+  #forget(sink) {
+    this.#watchers.delete(sink);
     if (this.#watchers.size > 0) return;
     clearInterval(this.#timer);
     this.#timer = undefined;
   }
 
   end() {
-    for (const response of this.#watchers) response.end();
+    for (const sink of this.#watchers) sink.end();
   }
 }

@@ -10,7 +10,7 @@ import { createHash, timingSafeEqual } from 'node:crypto';
 import { isLoopback } from '../options.js';
 import { Problem } from './http.js';
 
-/** @import { IncomingMessage } from 'node:http' */
+/** @import { Asked } from './http.js' */
 
 /** @param {string | Buffer} text */
 const digest = (text) => createHash('sha256').update(text).digest();
@@ -31,7 +31,7 @@ export class Guard {
   /**
    * Whether a request may be answered with anything of the node's.
    *
-   * @param {IncomingMessage} request
+   * @param {Asked} request
    * @throws {Problem}
    */
   admit(request) {
@@ -47,7 +47,7 @@ export class Guard {
   }
 }
 
-/** @param {IncomingMessage} request */
+/** @param {Asked} request */
 function requireLoopbackName(request) {
   const host = request.headers.host ?? '';
   const [, name = ''] = /^(\[[^\]]*\]|[^:]*)(?::\d*)?$/.exec(host) ?? [];
@@ -62,7 +62,7 @@ function requireLoopbackName(request) {
 /**
  * Before anything is changed.
  *
- * @param {IncomingMessage} request
+ * @param {Asked} request
  * @throws {Problem}
  */
 export function requireOwnPage(request) {

@@ -7,7 +7,7 @@ import { STATUS_CODES } from 'node:http';
  * @import { IncomingMessage, ServerResponse } from 'node:http'
  */
 
-/** Longest body that is read; a document's name is the longest thing in one. */
+/** Longest body that is read; a document's name is the longest thing in one. src/http.rs has it, too. */
 const MAX_BODY = 64 * 1024;
 
 /** Of every answer: none is for another site's pages, nor for a cache. */
@@ -33,76 +33,112 @@ export class Problem extends Error {
   }
 }
 
-/** An answer other than 200 with JSON. */
-export class Reply {
+/**
+ * A request, wherever it came in.
+ * @typedef {object} Asked
+ * @property {string} method
+ * @property {string} url path and query as they were sent
+ * @property {import('node:http').IncomingHttpHeaders} headers
+ * @property {() => Promise<unknown>} read the body's value; rejects with a {@link Problem}
+ */
+
+/**
+ * Where an answer that goes on is written to.
+ * @typedef {object} Sink
+ * @property {(text: string) => void} write
+ * @property {() => number} backlog what its reader has not taken yet, in bytes
+ * @property {() => void} end
+ * @property {() => void} destroy
+ * @property {(gone: () => void) => void} onClose
+ */
+
+/** An answer, wherever it goes out. */
+export class Answer {
+  /** @type {((sink: Sink) => void) | null} it goes on */
+  feed = null;
+  /** The same request may be answered the same for so long. ms */
+  fresh = 0;
+
   /**
    * @param {number} status
-   * @param {unknown} value JSON, or text where `type` says so
+   * @param {string} type
+   * @param {string} text
    * @param {Record<string, string>} [headers]
    */
-  constructor(status, value, headers = {}) {
+  constructor(status, type, text, headers = {}) {
     this.status = status;
-    this.value = value;
-    this.headers = headers;
+    this.text = text;
+    /** @type {Record<string, string>} */
+    this.headers = { ...COMMON, 'Content-Type': type, ...headers };
+  }
+
+  /** @param {unknown} value @param {number} [status] @param {Record<string, string>} [headers] */
+  static json(value, status = 200, headers = {}) {
+    return new Answer(status, 'application/json', JSON.stringify(value), headers);
+  }
+
+  /** @param {Problem} problem */
+  static problem({ status, code, message, headers }) {
+    const body = { type: 'about:blank', title: STATUS_CODES[status] ?? 'Error', status, code, detail: message };
+    return new Answer(status, 'application/problem+json', JSON.stringify(body), headers);
+  }
+
+  /** Server-sent events. @param {(sink: Sink) => void} feed */
+  static events(feed) {
+    const answer = new Answer(200, 'text/event-stream', '', { 'X-Accel-Buffering': 'no' });
+    answer.feed = feed;
+    return answer;
   }
 }
 
-/**
- * @param {ServerResponse} response
- * @param {number} status
- * @param {string} type
- * @param {string} text
- * @param {Record<string, string>} [headers]
- */
-export function send(response, status, type, text, headers = {}) {
+/** A request to the application's server. @param {IncomingMessage} request @returns {Asked} */
+export function askedOf(request) {
+  const { method = '', url = '', headers } = request;
+  return { method, url, headers, read: () => readBody(request) };
+}
+
+/** Answers with the application's server. @param {ServerResponse} response @param {Answer} answer */
+export function respond(response, { status, headers, text, feed }) {
   if (response.headersSent || response.destroyed) return;
-  response.writeHead(status, {
-    ...COMMON,
-    'Content-Type': type,
-    'Content-Length': String(Buffer.byteLength(text)),
-    ...headers,
-  });
-  response.end(text);
-}
-
-/** @param {ServerResponse} response @param {unknown} answer a {@link Reply}, or a value for 200 */
-export function sendAnswer(response, answer) {
-  const { status, value, headers } = answer instanceof Reply ? answer : new Reply(200, answer);
-  const { 'Content-Type': type = 'application/json', ...more } = headers;
-  send(response, status, type, typeof value === 'string' ? value : JSON.stringify(value), more);
-}
-
-/** @param {ServerResponse} response @param {Problem} problem */
-export function sendProblem(response, { status, code, message, headers }) {
-  const body = { type: 'about:blank', title: STATUS_CODES[status] ?? 'Error', status, code, detail: message };
-  send(response, status, 'application/problem+json', JSON.stringify(body), headers);
-}
-
-/** Starts an answer that goes on: server-sent events. @param {ServerResponse} response */
-export function startEvents(response) {
-  response.writeHead(200, { ...COMMON, 'Content-Type': 'text/event-stream', 'X-Accel-Buffering': 'no' });
+  if (feed === null) {
+    response.writeHead(status, { ...headers, 'Content-Length': String(Buffer.byteLength(text)) });
+    response.end(text);
+    return;
+  }
+  response.writeHead(status, headers);
   response.flushHeaders();
+  if (response.req.method === 'HEAD') return void response.end();
+  feed({
+    write: (chunk) => void response.write(chunk),
+    backlog: () => response.writableLength,
+    end: () => void response.end(),
+    destroy: () => void response.destroy(),
+    onClose: (gone) => void response.once('close', gone),
+  });
 }
 
-/**
- * The body of a request as an object.
- *
- * @param {IncomingMessage} request
- * @returns {Promise<Record<string, unknown>>}
- * @throws {Problem}
- */
-export async function readObject(request) {
+/** @param {IncomingMessage} request */
+async function readBody(request) {
   // A body parser of the application's has been there before.
   const parsed = /** @type {any} */ (request).body;
-  const value = parsed === undefined || !request.readableEnded ? parse(await readText(request)) : parsed;
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw new Problem(400, 'BODY', 'the body has to be a JSON object; {} where there is nothing to say');
-  }
-  return value;
+  return parsed === undefined || !request.readableEnded ? parse(await readBytes(request)) : parsed;
 }
 
-/** @param {string} text */
-function parse(text) {
+/**
+ * What a body says.
+ *
+ * @param {Uint8Array | null} bytes `null`: more than are read
+ * @returns {unknown}
+ * @throws {Problem}
+ */
+export function parse(bytes) {
+  if (bytes === null) throw tooLong();
+  let text;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: false }).decode(bytes);
+  } catch {
+    throw new Problem(400, 'BODY', 'the body is not UTF-8');
+  }
   try {
     return JSON.parse(text === '' ? '{}' : text);
   } catch (error) {
@@ -110,10 +146,10 @@ function parse(text) {
   }
 }
 
-/** @param {IncomingMessage} request @returns {Promise<string>} */
-function readText(request) {
-  const tooLong = () =>
-    new Problem(413, 'BODY_TOO_LONG', `a body has ${MAX_BODY} bytes at most`, { Connection: 'close' });
+const tooLong = () => new Problem(413, 'BODY_TOO_LONG', `a body has ${MAX_BODY} bytes at most`, { Connection: 'close' });
+
+/** @param {IncomingMessage} request @returns {Promise<Uint8Array>} */
+function readBytes(request) {
   if (Number(request.headers['content-length'] ?? 0) > MAX_BODY) return Promise.reject(tooLong());
   return new Promise((resolve, reject) => {
     /** @type {Buffer[]} */
@@ -125,15 +161,10 @@ function readText(request) {
       if (length > MAX_BODY) reject(tooLong());
       else chunks.push(chunk);
     });
-    request.once('end', () => {
-      try {
-        resolve(new TextDecoder('utf-8', { fatal: true, ignoreBOM: false }).decode(Buffer.concat(chunks)));
-      } catch {
-        reject(new Problem(400, 'BODY', 'the body is not UTF-8'));
-      }
-    });
-    request.once('error', () => reject(new Problem(400, 'BODY', 'the body did not come whole')));
-    request.once('close', () => reject(new Problem(400, 'BODY', 'the body did not come whole')));
+    request.once('end', () => resolve(Buffer.concat(chunks)));
+    const cut = () => reject(new Problem(400, 'BODY', 'the body did not come whole'));
+    request.once('error', cut);
+    request.once('close', cut);
   });
 }
 

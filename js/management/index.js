@@ -4,12 +4,12 @@
  */
 
 import { SmartRouteError, codes } from '../errors.js';
-import { sendDashboard } from './dashboard.js';
-import { describe } from './document.js';
+import { dashboard } from './dashboard.js';
+import { HEARD, describe } from './document.js';
 import { EventStream } from './events.js';
 import { Guard, requireOwnPage } from './guard.js';
 import { History } from './history.js';
-import { Problem, send, sendAnswer, sendProblem, splitUrl } from './http.js';
+import { Answer, Problem, askedOf, respond, splitUrl } from './http.js';
 import { Listener } from './listener.js';
 import { CONTENT_TYPE } from './metrics-text.js';
 import { Metrics } from './metrics.js';
@@ -19,14 +19,15 @@ import { API, bodyOf, find, problemOf } from './routes.js';
 
 /**
  * @import { IncomingMessage, ServerResponse } from 'node:http'
+ * @import { Asked } from './http.js'
  */
 
-/**
- * Answers that take all documents into account are made so often at most, however often they are asked
- * for: in ms, and in how long it took to make one.
- */
+/** Answers that look at the whole node are made so often at most: in ms, and in how long it took to make one. */
 const FRESH = 200;
 const RARELY = 20;
+
+/** Answers kept at once. */
+const KEPT = 64;
 
 /** Other nodes are asked for their figures so often at most, and only while somebody looks. ms */
 const ASK = 2_000;
@@ -56,7 +57,7 @@ const SAMPLES = 16_384;
 
 export class Management {
   history = new History();
-  events = new EventStream(() => this.nodes());
+  events = new EventStream(() => JSON.stringify(this.nodes()));
   #smartRoute;
   #options;
   #state;
@@ -95,6 +96,10 @@ export class Management {
   #listenTo(smartRoute) {
     const { history, events } = this;
     const metrics = this.#metrics;
+    // Whoever looks for what has just happened sees it.
+    for (const event of /** @type {const} */ (['viewChanged', 'migrationStarted', 'migrationCompleted', 'migrationFailed', 'enforcementChanged'])) {
+      smartRoute.on(event, () => this.#forget());
+    }
     smartRoute.on('viewChanged', (view) => {
       history.view(view);
       events.send('view', /** @type {object} */ (history.views.at(-1)));
@@ -140,20 +145,16 @@ export class Management {
     const { managementPort, managementHost, probePort, probeHost } = this.#options;
     const listener = managementPort === false
       ? null
-      : this.#listen('management API', 'managementPort', managementPort, managementHost, (request, response) => {
-          void this.#serve(request, response);
-        });
+      : this.#listen('management API', 'managementPort', managementPort, managementHost, (request) => this.#serve(request));
     const probes = probePort === undefined
       ? null
-      : this.#listen('probes', 'probePort', probePort, probeHost, (request, response) => {
-          const { path } = splitUrl(request.url ?? '');
-          if (!this.#probe(path, request, response)) sendProblem(response, new Problem(404, 'PATH', 'there is /health and /ready here'));
-        });
+      : this.#listen('probes', 'probePort', probePort, probeHost, async (request) =>
+          this.#probe(request) ?? Answer.problem(new Problem(404, 'PATH', 'there is /health and /ready here')));
     [this.#listener, this.#probes] = [listener, probes];
     await Promise.all([listener?.listen(), probes?.listen()]);
   }
 
-  /** @param {string} what @param {string} option @param {number} port @param {string | undefined} host @param {import('node:http').RequestListener} handle */
+  /** @param {string} what @param {string} option @param {number} port @param {string | undefined} host @param {(request: Asked) => Promise<Answer>} handle */
   #listen(what, option, port, host, handle) {
     return new Listener({
       port,
@@ -189,12 +190,13 @@ export class Management {
 
   // ── Answering ────────────────────────────────────────────────────────────────────────────────
 
-  /** @param {IncomingMessage} request @param {ServerResponse} response */
-  async #serve(request, response) {
-    const { path, query } = splitUrl(request.url ?? '');
-    if (this.#probe(path, request, response)) return;
-    if (path === '/' && (request.method === 'GET' || request.method === 'HEAD')) return sendDashboard(response);
-    await this.#answer(request, response, path, query);
+  /** @param {Asked} request */
+  async #serve(request) {
+    const probed = this.#probe(request);
+    if (probed !== null) return probed;
+    const { method, url } = request;
+    if (splitUrl(url).path === '/' && (method === 'GET' || method === 'HEAD')) return dashboard();
+    return this.#answer(request);
   }
 
   /**
@@ -212,47 +214,54 @@ export class Management {
       );
     }
     return (request, response, next) => {
-      const { path, query } = splitUrl(request.url ?? '');
-      if (path === '/metrics' || path.startsWith(API)) void this.#answer(request, response, path, query);
+      const { path } = splitUrl(request.url ?? '');
+      if (path === '/metrics' || path.startsWith(API)) void this.#answer(askedOf(request)).then((answer) => respond(response, answer));
       else if (next !== undefined) next();
-      else sendProblem(response, new Problem(404, 'PATH', 'there is nothing here'));
+      else respond(response, Answer.problem(new Problem(404, 'PATH', 'there is nothing here')));
     };
   }
 
-  /** Whether it was for a probe: those need no token, and tell what a probe is to know. */
-  #probe(path, request, response) {
-    if (path !== '/health' && path !== '/ready') return false;
-    if (request.method !== 'GET' && request.method !== 'HEAD') {
-      sendProblem(response, new Problem(405, 'METHOD', 'this is for GET', { Allow: 'GET' }));
-      return true;
-    }
+  /**
+   * For probes, which need no token and are told what a probe is to know; `null` for everybody else.
+   * Never kept: what does not answer now is what they are to notice.
+   *
+   * @param {Asked} request
+   */
+  #probe({ method, url }) {
+    const { path } = splitUrl(url);
+    if (path !== '/health' && path !== '/ready') return null;
+    if (method !== 'GET' && method !== 'HEAD') return Answer.problem(new Problem(405, 'METHOD', 'this is for GET', { Allow: 'GET' }));
     const node = this.#smartRoute.nodeId;
-    const reasons = path === '/ready' ? notReady(this.#smartRoute, this.#inside()) : [];
-    const [status, body] = path === '/health'
-      ? [200, { status: 'healthy', node, uptime: process.uptime() }]
-      : reasons.length === 0 ? [200, { status: 'ready', node }] : [503, { status: 'not_ready', node, reasons }];
-    send(response, status, 'application/json', JSON.stringify(body));
-    return true;
+    if (path === '/health') return Answer.json({ status: 'healthy', node, uptime: process.uptime() });
+    const reasons = notReady(this.#smartRoute, this.#inside());
+    return reasons.length === 0 ? Answer.json({ status: 'ready', node }) : Answer.json({ status: 'not_ready', node, reasons }, 503);
   }
 
-  /** @param {IncomingMessage} request @param {ServerResponse} response @param {string} path @param {URLSearchParams} query */
-  async #answer(request, response, path, query) {
+  /** @param {Asked} request */
+  async #answer(request) {
     try {
       this.#guard.admit(request);
+      const { path, query } = splitUrl(request.url);
       if (path === '/metrics') {
         requireGet(request);
-        return send(response, 200, CONTENT_TYPE, this.#once('metrics', () => this.#metrics.text(this.#smartRoute, this.#inside())));
+        return await this.#repeated(request.url, () => new Answer(200, CONTENT_TYPE, this.#metrics.text(this.#smartRoute, this.#inside())));
       }
       if (!path.startsWith(API)) throw new Problem(404, 'PATH', `there is nothing here; ${API}openapi.json says what there is`);
-      const { route, rest } = find(path.slice(API.length), request.method ?? '');
+      const { route, rest } = find(path.slice(API.length), request.method);
       if (route.method !== 'GET') requireOwnPage(request);
       const body = await bodyOf(request, route);
-      const answer = await route.handle({ management: this, smartRoute: this.#smartRoute, rest, query, body, response });
-      if (route.type === undefined) sendAnswer(response, answer);
+      const handle = () => {
+        const value = route.handle({ management: this, smartRoute: this.#smartRoute, rest, query, body });
+        return value instanceof Promise ? value.then(answerOf) : answerOf(value);
+      };
+      if (route.repeats) return await this.#repeated(request.url, handle);
+      const answer = await handle();
+      if (route.method !== 'GET') this.#forget();
+      return answer;
     } catch (error) {
       const problem = problemOf(error);
       if (problem === null) this.log.error('answering a request to the management API failed', error);
-      sendProblem(response, problem ?? new Problem(500, 'INTERNAL', 'this is a fault of SmartRoute; its log says more'));
+      return Answer.problem(problem ?? new Problem(500, 'INTERNAL', 'this is a fault of SmartRoute; its log says more'));
     }
   }
 
@@ -261,15 +270,35 @@ export class Management {
     return { ...this.#state(), options: this.#options, eventLoop: this.#metrics.eventLoop, history: this.history };
   }
 
-  /** @template T @param {string} what @param {() => T} make @returns {T} */
-  #once(what, make) {
+  /**
+   * Made again only after a while: the longer making it took, the longer.
+   *
+   * @template T @param {string} what @param {() => T} make
+   * @returns {{ value: T, until: number }}
+   */
+  #made(what, make) {
     const began = performance.now();
     const known = this.#fresh.get(what);
-    if (known !== undefined && began < known.until) return /** @type {T} */ (known.value);
+    if (known !== undefined && began < known.until) return /** @type {{ value: T, until: number }} */ (known);
     const value = make();
     const ended = performance.now();
-    this.#fresh.set(what, { until: ended + Math.max(FRESH, (ended - began) * RARELY), value });
-    return value;
+    if (this.#fresh.size >= KEPT) for (const [old, { until }] of this.#fresh) if (until <= ended) this.#fresh.delete(old);
+    const made = { value, until: ended + Math.max(FRESH, (ended - began) * RARELY) };
+    if (this.#fresh.size < KEPT) this.#fresh.set(what, made);
+    return made;
+  }
+
+  #forget() {
+    this.#fresh.clear();
+    this.#listener?.forget();
+  }
+
+  /** @param {string} url @param {() => Answer | Promise<Answer>} make */
+  async #repeated(url, make) {
+    const { value, until } = this.#made(url, make);
+    const answer = await value;
+    answer.fresh = Math.max(0, until - performance.now());
+    return answer;
   }
 
   // ── What routes answer ───────────────────────────────────────────────────────────────────────
@@ -279,52 +308,50 @@ export class Management {
   }
 
   stats() {
-    return this.#once('stats', () => JSON.stringify({
+    return {
       node: this.#smartRoute.nodeId ?? null,
       epoch: this.#state().router?.epoch ?? 0,
       ...this.#smartRoute.getRouteStats(),
-    }));
+    };
   }
 
   nodes() {
-    return this.#once('nodes', () => {
-      const inside = this.#inside();
-      const { router } = inside;
-      const links = this.#smartRoute.getLinkStats();
-      const dialed = new Map(links.filter(({ accepted }) => !accepted).map((link) => [link.node, link]));
-      /** @type {Map<string, { bytesIn: number, bytesOut: number }>} */
-      const traffic = new Map();
-      for (const { node, bytesIn, bytesOut } of links) {
-        const other = traffic.get(node) ?? { bytesIn: 0, bytesOut: 0 };
-        traffic.set(node, { bytesIn: other.bytesIn + bytesIn, bytesOut: other.bytesOut + bytesOut });
-      }
-      /** @type {Map<string, number>} */
-      const documents = new Map();
-      for (const node of this.#proxied().values()) documents.set(node, (documents.get(node) ?? 0) + 1);
-      documents.set(this.#smartRoute.nodeId ?? '', inside.instance?.documents.size ?? 0);
-      const shares = this.#shares(inside);
-      const loads = this.#loads();
-      return JSON.stringify({
-        node: this.#smartRoute.nodeId ?? null,
-        at: new Date(),
-        epoch: router?.epoch ?? 0,
-        reasons: notReady(this.#smartRoute, inside),
-        nodes: this.#smartRoute.getRouteStats().nodes.map((node) => {
-          const { link: _, node: __, accepted: ___, ...link } = dialed.get(node.id) ?? {};
-          const { own = false, state = 'joining' } = router?.member(node.id) ?? {};
-          return {
-            ...node,
-            own,
-            state,
-            share: shares.get(node.id) ?? 0,
-            documents: documents.get(node.id) ?? 0,
-            load: loads.get(node.id) ?? null,
-            link: 'up' in link ? link : null,
-            traffic: traffic.get(node.id) ?? { bytesIn: 0, bytesOut: 0 },
-          };
-        }),
-      });
-    });
+    const inside = this.#inside();
+    const { router } = inside;
+    const links = this.#smartRoute.getLinkStats();
+    const dialed = new Map(links.filter(({ accepted }) => !accepted).map((link) => [link.node, link]));
+    /** @type {Map<string, { bytesIn: number, bytesOut: number }>} */
+    const traffic = new Map();
+    for (const { node, bytesIn, bytesOut } of links) {
+      const other = traffic.get(node) ?? { bytesIn: 0, bytesOut: 0 };
+      traffic.set(node, { bytesIn: other.bytesIn + bytesIn, bytesOut: other.bytesOut + bytesOut });
+    }
+    /** @type {Map<string, number>} */
+    const documents = new Map();
+    for (const node of this.#proxied().values()) documents.set(node, (documents.get(node) ?? 0) + 1);
+    documents.set(this.#smartRoute.nodeId ?? '', inside.instance?.documents.size ?? 0);
+    const shares = this.#shares(inside);
+    const loads = this.#loads();
+    return {
+      node: this.#smartRoute.nodeId ?? null,
+      at: new Date(),
+      epoch: router?.epoch ?? 0,
+      reasons: notReady(this.#smartRoute, inside),
+      nodes: this.#smartRoute.getRouteStats().nodes.map((node) => {
+        const { link: _, node: __, accepted: ___, ...link } = dialed.get(node.id) ?? {};
+        const { own = false, state = 'joining' } = router?.member(node.id) ?? {};
+        return {
+          ...node,
+          own,
+          state,
+          share: shares.get(node.id) ?? 0,
+          documents: documents.get(node.id) ?? 0,
+          load: loads.get(node.id) ?? null,
+          link: 'up' in link ? link : null,
+          traffic: traffic.get(node.id) ?? { bytesIn: 0, bytesOut: 0 },
+        };
+      }),
+    };
   }
 
   /**
@@ -361,7 +388,7 @@ export class Management {
 
   /** Documents elsewhere that clients reach through this node. @returns {Map<string, string>} */
   #proxied() {
-    return this.#once('proxied', () => this.#state().edge?.routes() ?? new Map());
+    return this.#made('proxied', () => this.#state().edge?.routes() ?? new Map()).value;
   }
 
   /** Parts of the ring by node id. @param {Inside} inside @returns {Map<string, number>} */
@@ -402,7 +429,11 @@ export class Management {
   async document(name) {
     const inside = this.#inside();
     if (inside.router === undefined) throw new Problem(503, codes.NOT_STARTED, 'this node has not started yet');
-    return describe(this.#smartRoute, inside, name);
+    const told = await describe(this.#smartRoute, inside, name);
+    const answer = Answer.json(told);
+    // Not while whoever serves it is silent.
+    if (told.state !== 'elsewhere') answer.fresh = HEARD;
+    return answer;
   }
 
   /** @param {string} nodeId */
@@ -415,7 +446,10 @@ export class Management {
   }
 }
 
-/** @param {IncomingMessage} request */
+/** @param {unknown} value what a route answers */
+const answerOf = (value) => (value instanceof Answer ? value : Answer.json(value));
+
+/** @param {Asked} request */
 function requireGet({ method }) {
   if (method !== 'GET' && method !== 'HEAD') throw new Problem(405, 'METHOD', 'this is for GET', { Allow: 'GET' });
 }

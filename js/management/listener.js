@@ -1,6 +1,6 @@
 /**
- * A port that this package listens on beside the application. It is never worth a crash, nor the
- * application's own port: where that listens on the same port later, in the same process, this
+ * A port that this package listens on beside the application, off its thread (src/http.rs): what is
+ * asked again and again hardly reaches this one. It is never worth a crash, nor the application's own port: where that listens on the same port later, in the same process, this
  * listener is gone before the application's asks for the port. Node tells of each `listen()` before it
  * takes effect (`tracing:net.server.listen:asyncStart`), and closing a listening socket takes effect
  * at once. In the other order this listener is the one that finds the port in use.
@@ -8,62 +8,58 @@
 
 import { lookup } from 'node:dns/promises';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
-import { once } from 'node:events';
-import { createServer } from 'node:http';
 import { isIP } from 'node:net';
 
+import { loadNative } from '../native.js';
+import { parse } from './http.js';
+
 /**
- * @import { RequestListener, Server } from 'node:http'
+ * @import { Answer, Asked } from './http.js'
  */
 
 const LISTENS = 'tracing:net.server.listen:asyncStart';
 
-/** On servers of this package: these do not make each other give way, also where it is there twice. */
-const OURS = Symbol.for('@hocuspocus/extension-smartroute/listener');
-
-/** A request that is not there by then is dropped. ms */
-const PATIENCE = 10_000;
+/** ms; more than any answer is good for. */
+const DAY = 86_400_000;
 
 const UNSPECIFIED = ['0.0.0.0', '::'];
 
 export class Listener {
   #port;
   #host;
+  #handle;
   #taken;
   #gaveWay;
-  /** @type {Server} */
-  #server;
+  /** @type {import('../../native.cjs').NativeListener | null} */
+  #native = null;
+  /** @type {{ host: string, port: number } | null} */
+  #address = null;
+  /** Answers that go on. @type {Map<number, () => void>} what to do when the reader is gone */
+  #streams = new Map();
   /** A server of the application's that listens on the port. @type {WeakRef<object> | null} */
   #application = null;
   #closed = false;
-  #ended = new AbortController();
 
   /**
    * @param {object} options
    * @param {number} options.port
    * @param {string | undefined} options.host `undefined`: every address
-   * @param {RequestListener} options.handle
+   * @param {(request: Asked) => Promise<Answer>} options.handle never rejects
    * @param {(error: NodeJS.ErrnoException) => void} options.taken it cannot listen
    * @param {() => void} options.gaveWay the application listens there now
    */
   constructor({ port, host, handle, taken, gaveWay }) {
     this.#port = port;
     this.#host = host;
+    this.#handle = handle;
     this.#taken = taken;
     this.#gaveWay = gaveWay;
-    this.#server = createServer({ requestTimeout: PATIENCE, headersTimeout: PATIENCE, maxHeaderSize: 16 * 1024 }, handle);
-    // It is there for the node, and must not keep a process alive that has none.
-    this.#server.unref();
-    // `listen` hears of those that matter.
-    this.#server.on('error', () => {});
-    Object.defineProperty(this.#server, OURS, { value: true });
     subscribe(LISTENS, this.#someoneListens);
   }
 
   /** Host and port; `null` while it does not listen. */
   get address() {
-    const address = this.#server.address();
-    return address !== null && typeof address === 'object' ? { host: address.address, port: address.port } : null;
+    return this.#address;
   }
 
   /** Listens, or says why not. Never rejects. */
@@ -75,31 +71,67 @@ export class Listener {
       if (this.#closed) return;
       // Where a system lets both have the port, the application would be the one that is not reached.
       if (/** @type {any} */ (this.#application?.deref())?.listening) throw inUse(this.#port);
-      this.#server.listen({ port: this.#port, host });
-      await once(this.#server, 'listening', { signal: this.#ended.signal });
+      const { NativeListener } = loadNative();
+      const native = new NativeListener(host, this.#port, (id, head, body) => this.#told(id, head, body));
+      this.#native = native;
+      this.#address = { host: native.host(), port: native.port() };
     } catch (error) {
       const closed = this.#closed;
-      this.#end();
+      this.close();
       if (!closed) this.#taken(/** @type {NodeJS.ErrnoException} */ (error));
     }
   }
 
-  close() {
-    this.#end();
+  /** What was answered may be wrong by now: none of it is repeated. */
+  forget() {
+    this.#native?.forget();
   }
 
-  #end() {
+  close() {
     if (this.#closed) return;
     this.#closed = true;
-    this.#ended.abort();
+    this.#address = null;
     unsubscribe(LISTENS, this.#someoneListens);
-    this.#server.close();
-    this.#server.closeAllConnections();
+    this.#native?.close();
+  }
+
+  /** @param {number} id @param {string | null | undefined} head @param {Uint8Array | null | undefined} body */
+  #told(id, head, body) {
+    if (typeof head === 'string') {
+      void this.#answer(id, head, body ?? null);
+      return;
+    }
+    const gone = this.#streams.get(id);
+    this.#streams.delete(id);
+    gone?.();
+  }
+
+  /** @param {number} id @param {string} head @param {Uint8Array | null} body */
+  async #answer(id, head, body) {
+    const { method, url, headers } = JSON.parse(head);
+    const request = { method, url, headers: Object.fromEntries(headers), read: async () => parse(body) };
+    const { status, headers: answered, fresh, text, feed } = await this.#handle(request);
+    const native = /** @type {import('../../native.cjs').NativeListener} */ (this.#native);
+    const begin = JSON.stringify({ status, headers: answered, fresh: fresh > 0 ? Math.min(fresh, DAY) : 0 });
+    if (feed === null || method === 'HEAD') {
+      native.answer(id, begin, text);
+      return;
+    }
+    // What it is answered may be that the reader is gone already.
+    this.#streams.set(id, () => {});
+    native.open(id, begin);
+    feed({
+      write: (chunk) => native.write(id, chunk),
+      backlog: () => native.backlog(id),
+      end: () => native.end(id, false),
+      destroy: () => native.end(id, true),
+      onClose: (gone) => this.#streams.set(id, gone),
+    });
   }
 
   /** @param {any} event */
   #someoneListens = ({ server, options }) => {
-    if (server[OURS] || Number(options?.port) !== (this.address?.port ?? this.#port) || Number(options.port) === 0) return;
+    if (Number(options?.port) !== (this.address?.port ?? this.#port) || Number(options.port) === 0) return;
     const [ours, theirs] = [this.#host, options.host];
     // Both are known, they differ, and neither means "all": two listeners.
     if ([ours, theirs].every((host) => isIP(host ?? '') && !UNSPECIFIED.includes(host)) && ours !== theirs) return;
@@ -107,7 +139,7 @@ export class Listener {
       this.#application = new WeakRef(server);
       return;
     }
-    this.#end();
+    this.close();
     this.#gaveWay();
   };
 }

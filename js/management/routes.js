@@ -4,11 +4,11 @@
  */
 
 import { SmartRouteError, codes } from '../errors.js';
-import { Problem, Reply, decodeName, readObject } from './http.js';
+import { Answer, Problem, decodeName } from './http.js';
 import * as schema from './schemas.js';
 
 /**
- * @import { IncomingMessage, ServerResponse } from 'node:http'
+ * @import { Asked } from './http.js'
  * @import { Management } from './index.js'
  */
 
@@ -25,7 +25,6 @@ const LONGEST_PAGE = 1_000;
  * @property {string | null} rest what follows the route's path, decoded
  * @property {URLSearchParams} query
  * @property {Record<string, unknown>} body
- * @property {ServerResponse} response
  *
  * @typedef {object} Route
  * @property {'GET' | 'POST'} method
@@ -37,7 +36,8 @@ const LONGEST_PAGE = 1_000;
  * @property {Record<string, schema.Schema>} answers by status; problems are the same everywhere
  * @property {number[]} [problems] statuses of problems beyond those of every route
  * @property {string} [type] of the answer, if not JSON
- * @property {(call: Call) => unknown} handle
+ * @property {boolean} [repeats] however often it is asked, it is made a few times a second at most
+ * @property {(call: Call) => unknown} handle answers an {@link Answer}, or the value of one
  */
 
 /** @type {readonly Route[]} */
@@ -47,6 +47,7 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
     path: 'stats',
     summary: 'Members, their health and the number of documents, as this node sees them',
     answers: { 200: schema.stats },
+    repeats: true,
     handle: ({ management }) => management.stats(),
   },
   {
@@ -54,6 +55,7 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
     path: 'nodes',
     summary: 'Members with state, health, link and round trip',
     answers: { 200: schema.nodes },
+    repeats: true,
     handle: ({ management }) => management.nodes(),
   },
   {
@@ -61,6 +63,7 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
     path: 'views',
     summary: 'The last member lists and what changed from one to the next, newest first',
     answers: { 200: schema.views },
+    repeats: true,
     handle: ({ management }) => ({ views: management.history.views.toReversed() }),
   },
   {
@@ -73,6 +76,7 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
       { name: 'limit', description: `entries to answer, ${PAGE} by default`, schema: { type: 'integer', minimum: 1, maximum: LONGEST_PAGE } },
     ],
     answers: { 200: schema.documents },
+    repeats: true,
     problems: [400],
     handle: ({ management, query }) =>
       management.documents(query.get('search') ?? '', integer(query, 'offset', 0, 0), integer(query, 'limit', PAGE, 1, LONGEST_PAGE)),
@@ -114,7 +118,7 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
         smartRoute.migrateDocument(documentId, targetNodeId),
       );
       if (waits(query)) await ended;
-      return new Reply(waits(query) ? 200 : 202, request, { Location: `${API}migrations/${request.id}` });
+      return Answer.json(request, waits(query) ? 200 : 202, { Location: `${API}migrations/${request.id}` });
     },
   },
   {
@@ -138,13 +142,14 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
       { name: 'cluster', description: 'true: the last moves away from any node, not only from this one', schema: { type: 'string', enum: ['true', 'false'] } },
     ],
     answers: { 200: schema.migrations },
+    repeats: true,
     problems: [400],
-    handle: async ({ management, smartRoute, query }) => {
+    handle: ({ management, smartRoute, query }) => {
       const limit = integer(query, 'limit', Number.MAX_SAFE_INTEGER, 1);
-      const { migrations, missing } = query.get('cluster') === 'true'
-        ? await management.clusterMigrations()
-        : { migrations: smartRoute.getMigrations(), missing: [] };
-      return { migrations: migrations.slice(0, limit), requests: management.history.requests.slice(-limit), missing };
+      const page = ({ migrations, missing }) =>
+        ({ migrations: migrations.slice(0, limit), requests: management.history.requests.slice(-limit), missing });
+      if (query.get('cluster') === 'true') return management.clusterMigrations().then(page);
+      return page({ migrations: smartRoute.getMigrations(), missing: [] });
     },
   },
   {
@@ -175,7 +180,7 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
       // An error that is there at once is told; a later one is written to the log.
       await Promise.race([drained, new Promise((resolve) => setImmediate(resolve))]);
       drained.catch((error) => management.log.error('draining failed', error));
-      return new Reply(202, { state: 'draining' });
+      return Answer.json({ state: 'draining' }, 202);
     },
   },
   {
@@ -209,13 +214,14 @@ export const routes = Object.freeze(/** @type {Route[]} */ ([
     answers: { 200: { type: 'string' } },
     type: 'text/event-stream',
     problems: [503],
-    handle: ({ management, response }) => management.events.attach(response),
+    handle: ({ management }) => management.events.answer(),
   },
   {
     method: 'GET',
     path: 'openapi.json',
     summary: 'This description',
     answers: { 200: { type: 'object' } },
+    repeats: true,
     handle: ({ management }) => management.openapi,
   },
 ]));
@@ -306,7 +312,19 @@ export function problemOf(error) {
   return null;
 }
 
-/** @param {IncomingMessage} request @param {Route} route */
-export function bodyOf(request, route) {
-  return route.method === 'GET' ? {} : readObject(request);
+/**
+ * What a request says beside its path.
+ *
+ * @param {Asked} request
+ * @param {Route} route
+ * @returns {Promise<Record<string, unknown>>}
+ * @throws {Problem}
+ */
+export async function bodyOf(request, route) {
+  if (route.method === 'GET') return {};
+  const value = await request.read();
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new Problem(400, 'BODY', 'the body has to be a JSON object; {} where there is nothing to say');
+  }
+  return /** @type {Record<string, unknown>} */ (value);
 }

@@ -5,6 +5,7 @@
 
 mod function;
 mod health;
+mod http;
 mod lookup;
 mod migrations;
 #[cfg(target_os = "linux")]
