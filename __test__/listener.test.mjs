@@ -217,6 +217,14 @@ test('an answer that goes on: in order, to its end; whose reader is gone is told
   assert.equal((await ask({ port }, '/', { method: 'HEAD' })).text, '');
 });
 
+test('an answer that cannot be made is a fault of this request only', async (t) => {
+  const { get } = await listening(t, (_, number) => {
+    if (number === 0) throw new Error('a handler is not to do that');
+    return number === 1 ? new Answer(/** @type {any} */ ('x'), 'text/plain', '') : Answer.json(number);
+  });
+  assert.deepEqual([(await get('/a')).status, (await get('/a')).status, (await get('/a')).json], [500, 500, 2]);
+});
+
 test('closed while requests wait: they are cut off, and answers that come late are of no effect', async (t) => {
   /** @type {() => void} */
   let go = () => {};

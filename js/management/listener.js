@@ -98,7 +98,8 @@ export class Listener {
   /** @param {number} id @param {string | null | undefined} head @param {Uint8Array | null | undefined} body */
   #told(id, head, body) {
     if (typeof head === 'string') {
-      void this.#answer(id, head, body ?? null);
+      // An answer that cannot be sent is a fault, and none that the process has to end for.
+      this.#answer(id, head, body ?? null).catch(() => this.#native?.answer(id, '{"status":500,"headers":{}}', ''));
       return;
     }
     const gone = this.#streams.get(id);
