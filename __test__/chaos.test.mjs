@@ -126,6 +126,18 @@ for (const [name, [change, expected]] of Object.entries(doctored)) {
   });
 }
 
+test('the judge allows a node that woke up to close what it had, and nothing that came after', () => {
+  const woken = (connection) => {
+    const h = history();
+    h.affected = [{ node: 'node-1', from: 900, to: 1100 }];
+    h.clients[0].connections = [{ node: 'node-1', from: -100, to: null, code: null, ...connection }, { node: 'node-2', from: 1910, to: null, code: null }];
+    return whats(judge(h, lenient)).filter((what) => what.includes('disconnects'));
+  };
+  assert.deepEqual(woken({ to: 1300, code: 1012 }), []);
+  assert.deepEqual(woken({ to: 2200, code: 1012 }), ['disconnects of unaffected clients'], 'too late');
+  assert.deepEqual(woken({ from: 1110, to: 1300, code: 1012 }), ['disconnects of unaffected clients'], 'it was well by then');
+});
+
 test('the judge allows what cannot be helped, and no more', () => {
   const kill = (h) => (h.affected = [{ node: 'node-1', from: 1010, to: 1400 }]);
   const closed = history();

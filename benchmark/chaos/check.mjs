@@ -12,6 +12,9 @@ export const timeOf = (entry) => Number(entry.slice(entry.indexOf('.', entry.ind
 /** ms around a crash in which what somebody typed and left behind may have reached nobody else. */
 const CRASH_MARGIN = { before: 1000, after: 3000 };
 
+/** ms that the end of a socket may take to reach its client: a node that was stopped closes all of them at once when it wakes, and is a member again meanwhile. */
+const CLOSE_ARRIVES = 1000;
+
 /** What a node does for a document that only its owner may do. A load alone serves nobody, nor does being brought up to date. */
 const SERVING = new Set(['frame', 'store', 'stored']);
 
@@ -182,8 +185,9 @@ function disconnects({ clients, affected }) {
       const { node, to, code, reason } = connection;
       if (to === null || (client.leftAt !== null && to >= client.leftAt)) continue;
       codes[code] = (codes[code] ?? 0) + 1;
-      // It ended while its node was in trouble; not merely lived through that.
-      const trouble = affected.some((one) => (one.node === node || node === null) && to >= one.from && to <= one.to);
+      // It ended while its node was in trouble; not merely lived through that. A node that woke up closes what it had then.
+      const ended = (one) => to >= one.from && to <= one.to + (connection.from <= one.to ? CLOSE_ARRIVES : 0);
+      const trouble = affected.some((one) => (one.node === node || node === null) && ended(one));
       if (trouble) excused++;
       else others.push(`client ${client.id} at ${node}: ${code} ${reason ?? ''}`.trim());
     }
