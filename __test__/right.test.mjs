@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { connect as connectTcp } from 'node:net';
 import { test } from 'node:test';
+import { setTimeout as delay } from 'node:timers/promises';
 
 import { Hocuspocus } from '@hocuspocus/server';
 import { WebSocket } from 'ws';
@@ -11,6 +12,7 @@ import * as Y from 'yjs';
 
 import { SmartRoute } from '../index.js';
 import { readOffer } from '../js/fence.js';
+import { loadNative } from '../js/native.js';
 import { loadYjs } from '../js/yjs.js';
 import { collectingLogger, connect, createNode, freePorts, only4, openSocket, startCluster, synced, until } from './support/cluster.mjs';
 import { startRedis, startRelay } from './support/redis.mjs';
@@ -56,6 +58,39 @@ async function upgrade(port, path = '/') {
   const [head] = await once(socket, 'data');
   return { socket, status: Number(head.toString().split(' ')[1]) };
 }
+
+test('what waits goes on where the right ends for a moment and nobody says that it is back', async (t) => {
+  const { NativeNode } = loadNative();
+  const { serves } = NativeNode.prototype;
+  t.after(() => { NativeNode.prototype.serves = serves; });
+  let ended = false;
+  NativeNode.prototype.serves = function () {
+    const may = serves.call(this);
+    return () => !ended && may();
+  };
+  const stored = storage();
+  // Without leases the core says nothing of the right, after the start.
+  const { nodes: [node] } = await startCluster(t, 1, () => ({ extensions: [stored], server: { debounce: 0 } }));
+  node.smartRoute.handle('length', (name) => node.hocuspocus.documents.get(name).getText('text').length);
+  const typing = connect(t, node, 'open');
+  await synced(typing);
+
+  ended = true;
+  typing.document.getText('text').insert(0, 'held');
+  const calls = [node.smartRoute.call('open', 'length'), node.smartRoute.migrateDocument('open', node.id)];
+  const coming = synced(connect(t, node, 'another'));
+  const waited = await Promise.race([Promise.any([...calls, coming]).then(() => 'went on'), delay(300, 'waits')]);
+  assert.equal(waited, 'waits');
+  assert.equal(typing.unsyncedChanges, 1);
+
+  ended = false;
+  const began = performance.now();
+  await Promise.all([...calls, coming]);
+  await until(() => typing.unsyncedChanges === 0, 'what was typed is acknowledged');
+  await until(() => stored.stored.some(([name, text]) => name === 'open' && text === 'held'), 'it is stored');
+  const took = performance.now() - began;
+  assert.ok(took < 2_000, `${took} ms`);
+});
 
 test('a node that was put out stores nothing, lets go of its documents and takes no client', async (t) => {
   const { nodes, nameOwnedBy, stores, ...cluster } = await leasedCluster(t, 2, { server: { debounce: 60_000, maxDebounce: 60_000 } });

@@ -79,6 +79,9 @@ const ROOM = 16 * 1024;
 /** Drained buffers per turn; what is left waits for the next turn, so that timers and sockets run. */
 const DRAINS_PER_TURN = 16;
 
+/** After so long somebody looks again who found that nothing may be served. ms */
+const LOOK = 50;
+
 const decoder = new TextDecoder();
 const encoder = new TextEncoder();
 
@@ -161,6 +164,10 @@ export class Core {
   #room = new Uint8Array(ROOM);
   #roomWords = new Uint32Array(this.#room.buffer);
   #taken = 0;
+  /** @type {() => boolean} */
+  #mayServe;
+  /** @type {NodeJS.Timeout | undefined} */
+  #looking;
   #flushRecords;
   #drainInto;
   #flushing = false;
@@ -193,9 +200,7 @@ export class Core {
     );
     /** Index of a name's owner among the active members of the view taken last, or -1. */
     this.ownerOf = this.#native.lookup();
-    /** Whether anything may be served at this moment: asked before each batch and each store. */
-    const serves = this.#native.serves();
-    this.serves = () => this.servesAll || serves();
+    this.#mayServe = this.#native.serves();
     /** Whether a document that the view gives this node may be served yet. */
     const entitles = this.#native.entitles();
     this.entitles = (name) => this.servesAll || entitles(name);
@@ -209,6 +214,27 @@ export class Core {
 
   get native() {
     return this.#native;
+  }
+
+  /**
+   * Whether anything may be served at this moment: asked before each batch and each store. Whoever is told that
+   * it may not waits for `right` to say `Serves`.
+   */
+  serves() {
+    if (this.servesAll || this.#mayServe()) return true;
+    this.#looking ??= setTimeout(() => this.#lookAgain(), LOOK).unref();
+    return false;
+  }
+
+  /**
+   * A renewal that comes a moment after the right ended extends it, and the coordinator, which has not looked
+   * in between, knows of no change.
+   */
+  #lookAgain() {
+    this.#looking = undefined;
+    // What it does know goes first: that another node has this node's documents, above all.
+    this.#drain();
+    if (!this.#destroyed && this.serves()) this.#guard(() => this.#handlers.right(RightChange.Serves, ''));
   }
 
   /** Takes the newest view; `ownerOf` answers by it from now on. */
@@ -314,6 +340,7 @@ export class Core {
     if (this.#destroyed) return;
     this.flush();
     this.#destroyed = true;
+    clearTimeout(this.#looking);
     this.#native.destroy();
     const lost = [...this.#streams.values()].flatMap((streams) => [...streams.values()]);
     this.#streams.clear();
