@@ -402,7 +402,8 @@ export const FAULTS = {
   'kill-step': {
     about: 'a node is killed or stopped, or Redis killed, at a step of a handoff: every step, or --step NAME (--count N of them)',
     count: Infinity,
-    defaults: { visitors: 0.1, ballast: 300_000 },
+    // All steps take a quarter of an hour: documents are not to grow until reading them is what takes long.
+    defaults: { visitors: 0.1, ballast: 300_000, rate: 3 },
     needs: { smartroute: true, nodes: 3, expiry: true, redis: true, all: true },
     halts: true,
     limits: (options) => (['stop', 'any'].includes(options.action ?? 'stop') ? cutOff(options) : crash(options)),
