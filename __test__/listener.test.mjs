@@ -2,12 +2,14 @@
 
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { createServer } from 'node:http';
 import { connect } from 'node:net';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 
-import { Answer, Problem } from '../js/management/http.js';
+import { EventStream } from '../js/management/events.js';
+import { Answer, Problem, respond } from '../js/management/http.js';
 import { Listener } from '../js/management/listener.js';
 import { until } from './support/cluster.mjs';
 import { ask, post } from './support/management.mjs';
@@ -138,6 +140,38 @@ test('while this thread stands still, nothing but what is fresh is answered', as
   assert.deepEqual(meanwhile.map((at) => at - from), []);
 });
 
+test('requests that come and go while this thread stands still do not pile up', async (t) => {
+  const { requests, port } = await listening(t, () => Answer.json('done'));
+  const flood = new Worker(
+    `const { connect } = require('node:net');
+     const { parentPort, workerData } = require('node:worker_threads');
+     const head = 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n{}';
+     let busy = 0;
+     let left = 3_000;
+     // Each gives up after a while, unless it is answered.
+     const next = () => {
+       if (left-- <= 0) return;
+       const socket = connect(workerData, '127.0.0.1', () => socket.write(head));
+       socket.on('error', () => {}).on('close', next).setTimeout(5, () => socket.destroy()).once('data', (data) => {
+         if (data.toString().startsWith('HTTP/1.1 503 ')) busy++;
+         socket.destroy();
+       });
+     };
+     for (let n = 0; n < 50; n++) next();
+     process.on('exit', () => parentPort.postMessage(busy));`,
+    { eval: true, workerData: port },
+  );
+  t.after(() => flood.terminate());
+  await once(flood, 'online');
+  const to = Date.now() + 4_000;
+  while (Date.now() < to);
+  const [busy] = await once(flood, 'message');
+  assert.ok(busy > 0, 'some are told that nobody hears them');
+  await sleep(100);
+  assert.ok(requests.length <= 1_024 + 50, `${requests.length} were heard afterwards`);
+  assert.equal((await post({ port }, '/', {})).status, 200);
+});
+
 test('bodies: whole, in pieces, too long, cut', async (t) => {
   const { requests, port } = await listening(t, async ({ read }) => {
     try {
@@ -241,4 +275,44 @@ test('closed while requests wait: they are cut off, and answers that come late a
   await assert.rejects(get('/a'), { code: 'ECONNREFUSED' });
   assert.equal(listener.address, null);
   assert.ok(port > 0);
+});
+
+test('who sends much more than is read is answered all the same, and not reset', async (t) => {
+  const { port } = await listening(t, async ({ read }) => {
+    const error = await read().then(() => assert.fail('it was read'), (reason) => reason);
+    return Answer.problem(error);
+  });
+  const length = 900_000;
+  for (let round = 0; round < 5; round++) {
+    const { socket, closed } = raw(port, `POST / HTTP/1.1\r\nHost: x\r\nContent-Length: ${length}\r\n\r\n`);
+    socket.write('x'.repeat(length));
+    assert.match(await closed, /^HTTP\/1\.1 413 /);
+  }
+});
+
+test('events that have ended: nothing is written to who has yet to read, and nobody is let in', async (t) => {
+  const events = new EventStream(() => '{}');
+  const responses = [];
+  const server = createServer((_, response) => {
+    responses.push(response);
+    respond(response, events.answer());
+  });
+  t.after(() => server.closeAllConnections());
+  t.after(() => server.close());
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  const { socket } = raw(server.address().port, 'GET / HTTP/1.1\r\nHost: x\r\n\r\n');
+  socket.pause();
+  await until(() => responses.length === 1, 'it watches');
+  const text = 'x'.repeat(64 * 1024);
+  // Until its system takes no more.
+  for (let sent = 0; sent < 1000 && responses[0].writableLength < 100_000; sent++) {
+    events.send('much', { text });
+    await sleep(1);
+  }
+  assert.ok(responses[0].writableLength >= 100_000, `${responses[0].writableLength}`);
+  events.end();
+  events.send('more', {});
+  await sleep(50);
+  assert.throws(() => events.answer(), ({ status, code }) => status === 503 && code === 'ENDED');
 });

@@ -22,7 +22,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::service::service_fn;
@@ -41,6 +41,10 @@ const MAX_BODY: usize = 64 * 1024;
 /// Longest head: a name of a few thousand characters is three times as long in a path.
 const MAX_HEAD: usize = 32 * 1024;
 
+/// So much of a longer body is read past: a connection that is closed before it can be reset, and
+/// the answer with it.
+const READ_PAST: usize = 1024 * 1024;
+
 /// A head or a body that is not there by then is given up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,6 +54,10 @@ const CONNECTIONS: usize = 1_024;
 /// Answers kept at once, and bytes of them.
 const REMEMBERED: usize = 1_024;
 const REMEMBERED_BYTES: usize = 4 * 1024 * 1024;
+
+/// Requests that JavaScript has yet to hear of; others are told to come again. More than there are
+/// connections only where it stands still and they are given up.
+const UNHEARD: usize = 1_024;
 
 /// What an answer may depend on, beside method and target.
 const TOLD: [&str; 5] = [
@@ -64,9 +72,26 @@ const TOLD: [&str; 5] = [
 #[derive(Debug)]
 pub enum Event {
     /// A request waits for its answer.
-    Asked(Asked, Sent),
+    Asked(Asked, Sent, Told),
     /// The reader of an answer that goes on is gone.
     Closed(u32),
+}
+
+/// Counts what was told and has not been heard: to be dropped by whoever hears it.
+#[derive(Debug)]
+pub struct Told(Arc<AtomicUsize>);
+
+impl Told {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Head of a request.
@@ -117,7 +142,13 @@ struct Remembered {
     /// Rises with each change: what was asked before one is not repeated after it.
     changes: u64,
     answers: HashMap<Key, (Instant, Head, Bytes)>,
+    /// Of bodies, and of what they answer.
     bytes: usize,
+}
+
+fn weight((method, url, headers): &Key, body: &Bytes) -> usize {
+    let told = headers.iter().map(|(_, value)| value.len());
+    method.len() + url.len() + told.sum::<usize>() + body.len()
 }
 
 impl Remembered {
@@ -130,23 +161,26 @@ impl Remembered {
         if changes != self.changes || head.fresh <= 0.0 {
             return;
         }
-        if !self.has_room_for(body) {
+        let bytes = weight(&key, body);
+        if !self.has_room_for(bytes) {
             self.answers.retain(|_, (until, ..)| now < *until);
-            self.bytes = self.answers.values().map(|(.., body)| body.len()).sum();
+            let answers = self.answers.iter();
+            self.bytes = answers.map(|(key, (.., body))| weight(key, body)).sum();
         }
         // Many that are fresh at once: those that differ are asked for anew.
-        if self.has_room_for(body) {
+        if self.has_room_for(bytes) {
             // More than a day is a mistake, and could be more than a clock can count.
             let fresh = Duration::from_secs_f64((head.fresh / 1e3).min(86_400.0));
             let answer = (now + fresh, head.clone(), body.clone());
-            let former = self.answers.insert(key, answer);
-            self.bytes += body.len();
-            self.bytes -= former.map_or(0, |(.., body)| body.len());
+            let former = self.answers.get(&key);
+            let former = former.map_or(0, |(.., body)| weight(&key, body));
+            self.bytes = self.bytes + bytes - former;
+            self.answers.insert(key, answer);
         }
     }
 
-    fn has_room_for(&self, body: &Bytes) -> bool {
-        self.answers.len() < REMEMBERED && self.bytes + body.len() <= REMEMBERED_BYTES
+    fn has_room_for(&self, bytes: usize) -> bool {
+        self.answers.len() < REMEMBERED && self.bytes + bytes <= REMEMBERED_BYTES
     }
 
     fn forget(&mut self) {
@@ -172,6 +206,7 @@ struct Stream {
 
 struct Shared {
     tell: Box<dyn Fn(Event) + Send + Sync>,
+    unheard: Arc<AtomicUsize>,
     last: AtomicU32,
     waiting: Mutex<HashMap<u32, Waiting>>,
     streams: Mutex<HashMap<u32, Stream>>,
@@ -208,6 +243,7 @@ impl Server {
         let server = Self {
             shared: Arc::new(Shared {
                 tell: Box::new(tell),
+                unheard: Arc::default(),
                 last: AtomicU32::new(0),
                 waiting: Mutex::default(),
                 streams: Mutex::default(),
@@ -414,9 +450,12 @@ async fn serve(
     } else {
         match read(request.into_body()).await {
             Ok(body) => body,
-            Err(Late) => return Ok(timed_out()),
+            Err(Late) => return Ok(refused(StatusCode::REQUEST_TIMEOUT)),
         }
     };
+    if shared.unheard.load(Ordering::Relaxed) >= UNHEARD {
+        return Ok(refused(StatusCode::SERVICE_UNAVAILABLE));
+    }
     let (_question, answered) = Question::ask(&shared, &key, body, connection);
     let answer = answered.await.map_err(|_| Unanswered)?;
     if !reads {
@@ -450,21 +489,38 @@ fn key_of(request: &Request<Incoming>) -> Key {
 struct Late;
 
 async fn read(body: Incoming) -> Result<Sent, Late> {
-    if body.size_hint().lower() > MAX_BODY as u64 {
+    if body.size_hint().lower() > READ_PAST as u64 {
         return Ok(Sent::TooLong);
     }
-    let whole = Limited::new(body, MAX_BODY).collect();
-    match tokio::time::timeout(PATIENCE, whole).await {
-        Ok(Ok(body)) => Ok(Sent::Whole(body.to_bytes())),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Ok(Sent::TooLong),
-        Ok(Err(_)) | Err(_) => Err(Late),
-    }
+    let whole = tokio::time::timeout(PATIENCE, read_whole(body));
+    whole.await.unwrap_or(Err(Late))
 }
 
-fn timed_out() -> Response<Content> {
+async fn read_whole(mut body: Incoming) -> Result<Sent, Late> {
+    let mut whole = Vec::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Late)?.into_data() else {
+            continue;
+        };
+        length += data.len();
+        if length <= MAX_BODY {
+            whole.extend_from_slice(&data);
+        } else if length > READ_PAST {
+            break;
+        }
+    }
+    Ok(if length <= MAX_BODY {
+        Sent::Whole(whole.into())
+    } else {
+        Sent::TooLong
+    })
+}
+
+fn refused(status: StatusCode) -> Response<Content> {
     let headers = HashMap::from([("connection".to_owned(), "close".to_owned())]);
     let head = Head {
-        status: 408,
+        status: status.as_u16(),
         headers,
         fresh: 0.0,
     };
@@ -506,7 +562,7 @@ impl Question {
             url: url.clone(),
             headers: headers.clone(),
         };
-        (shared.tell)(Event::Asked(asked, body));
+        (shared.tell)(Event::Asked(asked, body, Told::new(&shared.unheard)));
         let shared = Arc::clone(shared);
         (Self { shared, id }, answered)
     }

@@ -11,10 +11,12 @@ let page = null;
 /** It does not change. ms */
 const FRESH = 60_000;
 
-export function dashboard() {
+/** @param {string} url */
+export function dashboard(url) {
   const { text, policy } = (page ??= read());
   const answer = new Answer(200, 'text/html; charset=utf-8', text, { 'Content-Security-Policy': policy, 'Referrer-Policy': 'no-referrer' });
-  answer.fresh = FRESH;
+  // There are any number of queries, and each would be kept for itself.
+  if (url === '/') answer.fresh = FRESH;
   return answer;
 }
 

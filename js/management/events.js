@@ -19,6 +19,7 @@ export class EventStream {
   /** @type {NodeJS.Timeout | undefined} */
   #timer;
   #nodes;
+  #ended = false;
 
   /** @param {() => string} nodes what they are told of the nodes, as JSON */
   constructor(nodes) {
@@ -26,12 +27,14 @@ export class EventStream {
   }
 
   answer() {
+    if (this.#ended) throw new Problem(503, 'ENDED', 'this node has ended', { 'Retry-After': '10' });
     if (this.#watchers.size >= WATCHERS) throw new Problem(503, 'TOO_MANY_WATCHERS', `${WATCHERS} watch already`, { 'Retry-After': '10' });
     return Answer.events((sink) => this.#attach(sink));
   }
 
   /** @param {Sink} sink */
   #attach(sink) {
+    if (this.#ended) return sink.end();
     this.#watchers.add(sink);
     sink.onClose(() => this.#forget(sink));
     sink.write(': connected\n\n');
@@ -58,7 +61,12 @@ export class EventStream {
     this.#timer = undefined;
   }
 
+  /** Nothing is written any more, not even to those that have yet to read what was. */
   end() {
-    for (const sink of this.#watchers) sink.end();
+    this.#ended = true;
+    clearInterval(this.#timer);
+    const watchers = [...this.#watchers];
+    this.#watchers.clear();
+    for (const sink of watchers) sink.end();
   }
 }

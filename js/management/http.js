@@ -108,6 +108,8 @@ export function respond(response, { status, headers, text, feed }) {
   response.writeHead(status, headers);
   response.flushHeaders();
   if (response.req.method === 'HEAD') return void response.end();
+  // Its reader went away while something was written: `close` says so.
+  response.on('error', () => {});
   feed({
     write: (chunk) => void response.write(chunk),
     backlog: () => response.writableLength,
@@ -151,6 +153,9 @@ const tooLong = () => new Problem(413, 'BODY_TOO_LONG', `a body has ${MAX_BODY} 
 /** @param {IncomingMessage} request @returns {Promise<Uint8Array>} */
 function readBytes(request) {
   if (Number(request.headers['content-length'] ?? 0) > MAX_BODY) return Promise.reject(tooLong());
+  if (request.readableEnded || request.destroyed) {
+    return Promise.reject(new Problem(400, 'BODY', 'the body was read before, and is not there: mount SmartRoute before what reads bodies'));
+  }
   return new Promise((resolve, reject) => {
     /** @type {Buffer[]} */
     const chunks = [];

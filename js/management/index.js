@@ -195,7 +195,7 @@ export class Management {
     const probed = this.#probe(request);
     if (probed !== null) return probed;
     const { method, url } = request;
-    if (splitUrl(url).path === '/' && (method === 'GET' || method === 'HEAD')) return dashboard();
+    if (splitUrl(url).path === '/' && (method === 'GET' || method === 'HEAD')) return dashboard(url);
     return this.#answer(request);
   }
 

@@ -92,7 +92,9 @@ export class Listener {
     this.#closed = true;
     this.#address = null;
     unsubscribe(LISTENS, this.#someoneListens);
+    // Whoever it tells is held by it.
     this.#native?.close();
+    this.#native = null;
   }
 
   /** @param {number} id @param {string | null | undefined} head @param {Uint8Array | null | undefined} body */
@@ -112,7 +114,8 @@ export class Listener {
     const { method, url, headers } = JSON.parse(head);
     const request = { method, url, headers: Object.fromEntries(headers), read: async () => parse(body) };
     const { status, headers: answered, fresh, text, feed } = await this.#handle(request);
-    const native = /** @type {import('../../native.cjs').NativeListener} */ (this.#native);
+    const native = this.#native;
+    if (native === null) return;
     const begin = JSON.stringify({ status, headers: answered, fresh: fresh > 0 ? Math.min(fresh, DAY) : 0 });
     if (feed === null || method === 'HEAD') {
       native.answer(id, begin, text);

@@ -47,7 +47,7 @@ impl NativeListener {
             .build_callback(|context| {
                 Ok(FnArgs::from(match context.value {
                     Event::Closed(id) => (id, None, None),
-                    Event::Asked(asked, body) => {
+                    Event::Asked(asked, body, _told) => {
                         let body = match body {
                             Sent::Whole(body) => Some(Uint8Array::from(Vec::from(body))),
                             Sent::TooLong => None,
