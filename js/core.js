@@ -231,10 +231,17 @@ export class Core {
    * in between, knows of no change.
    */
   #lookAgain() {
-    this.#looking = undefined;
     // What it does know goes first: that another node has this node's documents, above all.
     this.#drain();
-    if (!this.#destroyed && this.serves()) this.#guard(() => this.#handlers.right(RightChange.Serves, ''));
+    if (this.#looking === undefined || this.#destroyed) return;
+    this.#looking = undefined;
+    if (this.serves()) this.#guard(() => this.#handlers.right(RightChange.Serves, ''));
+  }
+
+  /** Everybody who waits is told, or nobody waits any more. */
+  #stopLooking() {
+    clearTimeout(this.#looking);
+    this.#looking = undefined;
   }
 
   /** Takes the newest view; `ownerOf` answers by it from now on. */
@@ -340,7 +347,7 @@ export class Core {
     if (this.#destroyed) return;
     this.flush();
     this.#destroyed = true;
-    clearTimeout(this.#looking);
+    this.#stopLooking();
     this.#native.destroy();
     const lost = [...this.#streams.values()].flatMap((streams) => [...streams.values()]);
     this.#streams.clear();
@@ -538,6 +545,7 @@ export class Core {
         this.#handlers.view();
         break;
       case In.Right:
+        if (stream === RightChange.Serves) this.#stopLooking();
         this.#handlers.right(stream, decoder.decode(bytes));
         break;
       case In.Log:

@@ -92,8 +92,8 @@ export class Listener {
     this.#closed = true;
     this.#address = null;
     unsubscribe(LISTENS, this.#someoneListens);
-    // Whoever it tells is held by it.
     this.#native?.close();
+    // It holds whom it tells: this listener, and all that hangs on it.
     this.#native = null;
   }
 
